@@ -1,0 +1,22 @@
+"""Fixtures that the whole test suite shares."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def shared_folder() -> Path:
+    """Where real weights and data lie: LORASMITH_SHARED, or shared/data beside the checkout."""
+    return Path(os.environ.get("LORASMITH_SHARED", REPOSITORY.parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real weights and data; the test is skipped where it is absent."""
+    folder = shared_folder()
+    if not folder.is_dir():
+        pytest.skip(f"real models and data are absent: {folder} does not exist; set LORASMITH_SHARED")
+    return folder
