@@ -1,0 +1,42 @@
+# Every target sets up what it needs: a virtual environment, the package with its extension, the extras.
+#   make quickstart   the main job on a small model, within two minutes of compute (QUICK=1: a short smoke of it)
+#   make test         all tests (PYTEST_ARGS="tests/cli -k merge" for some)
+#   make lint         ruff, types, C++ format
+#   make bench        the benchmarks
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml constraints.txt tools/install.sh $(wildcard CMakeLists.txt) \
+	$(shell find src csrc -type f ! -name '*.pyc' ! -name '*.so')
+
+export PYTHON
+
+.PHONY: quickstart test lint bench clean
+
+quickstart: $(VENV)/.ready-report
+	$(BIN)/python -m lorasmith.quickstart $(if $(QUICK),--quick)
+
+test: $(VENV)/.ready-test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.ready-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	find csrc -name '*.cpp' -o -name '*.h' | xargs -r $(BIN)/clang-format --dry-run -Werror
+
+bench: $(VENV)/.ready-bench
+	set -e; for file in $(sort $(wildcard benchmarks/bench_*.py)); do echo "== $$file"; $(BIN)/python $$file; done
+
+clean:
+	rm -rf $(VENV) build dist
+
+$(VENV)/.ready: $(SOURCES)
+	tools/install.sh $(VENV)
+	touch $@
+
+$(VENV)/.ready-%: $(VENV)/.ready
+	tools/install.sh $(VENV) $*
+	touch $@
+
+.PRECIOUS: $(VENV)/.ready-%
