@@ -1,0 +1,22 @@
+"""Frozen layers stored in a number format."""
+
+from lorasmith.quantized.conv import QuantizedConv
+from lorasmith.quantized.count import ParameterCount, count_parameters, stored_bytes
+from lorasmith.quantized.embedding import QuantizedEmbedding
+from lorasmith.quantized.linear import QuantizedLinear
+from lorasmith.quantized.scheme import Scheme
+from lorasmith.quantized.twin import dense_module, quantize_module
+from lorasmith.quantized.weight import QuantizedWeight
+
+__all__ = [
+    "ParameterCount",
+    "QuantizedConv",
+    "QuantizedEmbedding",
+    "QuantizedLinear",
+    "QuantizedWeight",
+    "Scheme",
+    "count_parameters",
+    "dense_module",
+    "quantize_module",
+    "stored_bytes",
+]

@@ -1,0 +1,58 @@
+"""How a weight is stored: the format, its block size, and whether the scales are quantized too."""
+
+from dataclasses import dataclass
+from math import ceil, prod
+
+from lorasmith.errors import FormatError
+from lorasmith.formats import BLOCKSIZES, NESTED_BLOCKSIZE, Format, formats
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """The stored form of a weight.
+
+    blocksize counts the elements that share a scale; double_quant stores the scales in 8 bits too. Row-wise formats
+    (int8) have one scale a row and read neither.
+
+    Raises FormatError for a block size outside 32 to 4096. Source: QLoRA, arXiv 2305.14314, section 3.
+    """
+
+    format: str = "nf4"
+    blocksize: int = 64
+    double_quant: bool = True
+
+    def __post_init__(self) -> None:
+        if self.blocksize not in BLOCKSIZES:
+            raise FormatError(f"blocksize={self.blocksize} is not one of {BLOCKSIZES}; use 64, the QLoRA default")
+        _ = self.number_format
+
+    @property
+    def number_format(self) -> Format:
+        """The meaning of the stored codes."""
+        return formats[self.format]
+
+    def storage(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """Shape of each stored byte tensor of a weight of this shape: weight, scales and, nested, two more."""
+        if self.number_format.layout == "rowwise":
+            rows = shape[0]
+            return {"weight": (rows, prod(shape[1:])), "scales": (4 * rows,)}
+        elements = prod(shape)
+        blocks = ceil(elements / self.blocksize)
+        sizes: dict[str, tuple[int, ...]] = {"weight": (ceil(elements * self.number_format.bits / 8),)}
+        if not self.double_quant:
+            return sizes | {"scales": (4 * blocks,)}
+        nested = ceil(blocks / NESTED_BLOCKSIZE)
+        return sizes | {"scales": (blocks,), "nested_scales": (4 * nested,), "nested_offset": (4,)}
+
+    def payload_bytes(self, shape: tuple[int, ...]) -> int:
+        """Bytes of codes and scales of a weight of this shape, without file headers and tables."""
+        return sum(prod(size) for size in self.storage(shape).values())
+
+    def bits_per_weight(self, shape: tuple[int, ...]) -> float:
+        """Payload bits for each weight: 4.127 for a large matrix in NF4 with blocks of 64 and double quantization."""
+        return 8 * self.payload_bytes(shape) / prod(shape)
+
+    def __str__(self) -> str:
+        if self.number_format.layout == "rowwise":
+            return f"{self.format}, one scale a row"
+        return f"{self.format}, blocks of {self.blocksize}{', double quantization' if self.double_quant else ''}"
