@@ -1,0 +1,186 @@
+"""A causal language model taken apart into backbone and head, so that logits need not exist all at once.
+
+The split is believed only where a trial shows it: the backbone's output is replaced by random states, large enough
+that a soft cap or a scale shows, and the model's own logits must equal what the parts give.
+Axes: B batch, T tokens, D model width, V vocabulary.
+"""
+
+import inspect
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from lorasmith.ops.cross_entropy import IGNORED, head_cross_entropy, linear_cross_entropy
+
+logger = logging.getLogger(__name__)
+
+_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+_FACTORS = ("logit_scale",)
+_DIVISORS = ("logits_scaling",)
+_TRIAL_SPREADS = (1.0, 30.0)
+
+
+@dataclass(frozen=True)
+class Head:
+    """The parts of a causal language model: logits = cap(scale * module(backbone(...).last_hidden_state))."""
+
+    backbone: nn.Module
+    module: nn.Module
+    vocabulary: int
+    softcap: float | None
+    scale: float
+
+    @property
+    def weight(self) -> Tensor | None:
+        """[V, D] where the head is a plain linear layer, else None."""
+        return self.module.weight if type(self.module) is nn.Linear else None
+
+    @property
+    def bias(self) -> Tensor | None:
+        """[V] where the head is a plain linear layer that has one."""
+        return self.module.bias if type(self.module) is nn.Linear else None
+
+    def nll(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, int]:
+        """Summed negative log likelihood of targets [B, T] (already shifted) after hidden [B, T, D], and their count.
+
+        A head with hooks, adapters or quantized storage is called as the module that it is.
+        """
+        if self.weight is None or _hooked(self.module):
+            return head_cross_entropy(
+                hidden, self.module, targets, vocabulary=self.vocabulary, softcap=self.softcap, scale=self.scale
+            )
+        return linear_cross_entropy(
+            hidden, self.weight, targets, head_bias=self.bias, softcap=self.softcap, scale=self.scale
+        )
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of hidden [..., D], in the head's own dtype."""
+        logits = self.module(hidden) * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+def split_head(model: nn.Module) -> Head | None:
+    """Backbone and head of a transformers causal language model, or None where they are not plainly two parts.
+
+    None (with a line in the log that says why) for a model that is not transformers', has no output embedding, or
+    does something to its logits that config fields do not explain. The trial is two forwards of four tokens.
+    """
+    if not isinstance(model, PreTrainedModel):
+        return _whole(model, "it is not a transformers model")
+    module, backbone = model.get_output_embeddings(), model.base_model
+    if module is None or backbone is model:
+        return _whole(model, "it has no separate output embedding")
+    if model.config.is_encoder_decoder or "input_ids" not in inspect.signature(backbone.forward).parameters:
+        return _whole(model, "its backbone does not read tokens alone")
+    config = model.config.get_text_config()
+    head = Head(backbone, module, config.vocab_size, _softcap(config.to_dict()), _scale(config.to_dict()))
+    reason = _trial(model, head)
+    return head if reason is None else _whole(model, reason)
+
+
+def next_token_targets(labels: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """Labels [B, T] moved one to the left, so that row t holds what follows token t.
+
+    The last token of a row, or of a packed segment (cu_seqlens [segments + 1]), has nothing to predict.
+    """
+    targets = torch.full_like(labels, IGNORED)
+    targets[:, :-1] = labels[:, 1:]
+    if cu_seqlens is not None:
+        targets[:, cu_seqlens[1:].long() - 1] = IGNORED
+    return targets
+
+
+def _softcap(fields: dict[str, object]) -> float | None:
+    for name in _SOFTCAPS:
+        if fields.get(name):
+            return float(fields[name])  # type: ignore[arg-type]
+    return None
+
+
+def _scale(fields: dict[str, object]) -> float:
+    for name in _FACTORS:
+        if fields.get(name) is not None:
+            return float(fields[name])  # type: ignore[arg-type]
+    for name in _DIVISORS:
+        if fields.get(name):
+            return 1 / float(fields[name])  # type: ignore[arg-type]
+    return 1.0
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) or module._backward_hooks
+    )
+
+
+def _whole(model: nn.Module, reason: str) -> None:
+    logger.warning(
+        "%s is not split into backbone and head, so its own forward makes all logits at once: %s",
+        type(model).__name__,
+        reason,
+    )
+
+
+@torch.no_grad()
+def _trial(model: PreTrainedModel, head: Head) -> str | None:
+    """Why the parts do not give the model's own logits, or None where they do."""
+    device = model.get_input_embeddings().weight.device
+    if device.type == "meta":
+        return "its weights are on the meta device, where nothing can be tried"
+    tokens = torch.arange(4, device=device)[None] % head.vocabulary
+    with _evaluating(model), torch.random.fork_rng(enabled=True):
+        # the whole way: something placed around the model's forward (a soft prompt) would show here
+        own = model(input_ids=tokens, use_cache=False).logits
+        parts = head.logits(head.backbone(input_ids=tokens, use_cache=False).last_hidden_state)
+        if not _same(own, parts):
+            return "its logits are not those of its backbone and output embedding"
+        for spread in _TRIAL_SPREADS:
+            with _replaced_states(head.backbone, spread) as states:
+                own = model(input_ids=tokens, use_cache=False).logits
+            if not _same(own, head.logits(states[0])):
+                return "its logits pass through something that no known config field explains"
+    return None
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _replaced_states(backbone: nn.Module, spread: float) -> Iterator[list[Tensor]]:
+    """While the block runs, the backbone's last hidden state is random; it is put into the list that is yielded."""
+    states: list[Tensor] = []
+
+    def replace(module: nn.Module, arguments: object, output: ModelOutput) -> ModelOutput:
+        generator = torch.Generator().manual_seed(0)
+        random = torch.randn(output.last_hidden_state.shape, generator=generator) * spread
+        output.last_hidden_state = random.to(output.last_hidden_state)
+        states.append(output.last_hidden_state)
+        return output
+
+    handle = backbone.register_forward_hook(replace)
+    try:
+        yield states
+    finally:
+        handle.remove()
+
+
+def _same(own: Tensor, parts: Tensor) -> bool:
+    if own.shape != parts.shape:
+        return False
+    # the same products in another order: a few roundings of the logits' own dtype, relative to the largest logit
+    bound = 16 * torch.finfo(own.dtype).eps * float(own.abs().max().clamp_min(1e-3))
+    return bool(((own - parts).abs() <= bound).all())

@@ -1,0 +1,183 @@
+"""The fused head and loss agree with torch's own cross_entropy on the full logits."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from lorasmith.errors import DataError, FormatError
+from lorasmith.ops.cross_entropy import IGNORED, head_cross_entropy, linear_cross_entropy
+
+FORMS = [(None, 1.0), (None, 0.25), (3.0, 1.0), (3.0, 2.0)]
+
+
+def problem(dtype: torch.dtype = torch.float32, rows: int = 23, width: int = 8, vocabulary: int = 17):
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(rows, width, generator=generator, dtype=dtype, requires_grad=True)
+    weight = torch.randn(vocabulary, width, generator=generator, dtype=dtype, requires_grad=True)
+    bias = torch.randn(vocabulary, generator=generator, dtype=dtype, requires_grad=True)
+    labels = torch.randint(0, vocabulary, (rows,), generator=generator)
+    labels[::3] = IGNORED
+    return hidden, weight, bias, labels
+
+
+def plain(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, softcap: float | None, scale: float) -> Tensor:
+    logits = F.linear(hidden, weight, bias) * scale
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    return F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+
+
+@pytest.mark.parametrize(("softcap", "scale"), FORMS)
+@pytest.mark.parametrize("chunk", [1, 5, 1000])
+def test_value_and_gradients_equal_torch_in_f32(softcap, scale, chunk):
+    hidden, weight, bias, labels = problem()
+    expected = plain(hidden, weight, bias, labels, softcap, scale)
+    wanted = torch.autograd.grad(expected, (hidden, weight, bias))
+    nll, count = linear_cross_entropy(hidden, weight, labels, head_bias=bias, softcap=softcap, scale=scale, chunk=chunk)
+    assert count == int((labels != IGNORED).sum())
+    # f32, sums of 15 terms of order 10 in another order: a few units in the last place
+    assert_close(nll, expected, rtol=1e-6, atol=0)
+    for got, want in zip(torch.autograd.grad(nll, (hidden, weight, bias)), wanted, strict=True):
+        assert_close(got, want, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(("softcap", "scale"), FORMS)
+def test_gradients_are_the_derivative_of_the_value(softcap, scale):
+    hidden, weight, bias, labels = problem(torch.float64, rows=5, width=3, vocabulary=4)
+
+    def value(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return linear_cross_entropy(hidden, weight, labels, head_bias=bias, softcap=softcap, scale=scale, chunk=2)[0]
+
+    assert torch.autograd.gradcheck(value, (hidden, weight, bias))
+
+
+@pytest.mark.parametrize(("softcap", "scale"), FORMS)
+def test_any_callable_head_gives_the_same_value_and_gradients(softcap, scale):
+    hidden, weight, bias, labels = problem()
+    head = nn.Linear(8, 17)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
+    expected = plain(hidden, weight, bias, labels, softcap, scale)
+    wanted = torch.autograd.grad(expected, (hidden, weight, bias))
+    nll, _ = head_cross_entropy(hidden, head, labels, vocabulary=17, softcap=softcap, scale=scale, chunk=4)
+    assert_close(nll, expected, rtol=1e-6, atol=0)
+    for got, want in zip(torch.autograd.grad(nll, (hidden, head.weight, head.bias)), wanted, strict=True):
+        assert_close(got, want, rtol=1e-5, atol=2e-6)
+
+
+def test_a_frozen_head_gets_no_gradient():
+    hidden, weight, bias, labels = problem()
+    weight, bias = weight.detach(), bias.detach()
+    nll, _ = linear_cross_entropy(hidden, weight, labels, head_bias=bias)
+    nll.backward()
+    assert weight.grad is None
+    assert bias.grad is None
+    assert hidden.grad is not None
+
+
+def test_rows_without_a_label_get_a_gradient_of_exactly_zero():
+    hidden, weight, _, labels = problem()
+    linear_cross_entropy(hidden, weight, labels)[0].backward()
+    assert (hidden.grad[labels == IGNORED] == 0).all()
+    assert (hidden.grad[labels != IGNORED] != 0).any(1).all()
+
+
+def test_rows_without_a_label_do_not_touch_the_value_even_when_they_are_nan():
+    hidden, weight, _, labels = problem()
+    expected, _ = linear_cross_entropy(hidden, weight, labels)
+    poisoned = hidden.detach().clone()
+    poisoned[labels == IGNORED] = torch.nan
+    assert torch.equal(linear_cross_entropy(poisoned, weight, labels)[0], expected)
+
+
+def test_the_gradient_is_scaled_by_what_comes_from_above():
+    hidden, weight, _, labels = problem()
+    (full,) = torch.autograd.grad(linear_cross_entropy(hidden, weight, labels)[0], hidden)
+    (half,) = torch.autograd.grad(linear_cross_entropy(hidden, weight, labels)[0] / 2, hidden)
+    assert torch.equal(half, full / 2)
+
+
+def test_batched_hidden_keeps_its_shape_in_the_gradient():
+    hidden, weight, _, labels = problem(rows=24)
+    batched = hidden.detach().reshape(2, 12, 8).requires_grad_()
+    nll, _ = linear_cross_entropy(batched, weight, labels.reshape(2, 12))
+    nll.backward()
+    assert batched.grad.shape == (2, 12, 8)
+    assert_close(nll, linear_cross_entropy(hidden, weight, labels)[0], rtol=0, atol=0)
+
+
+def test_without_gradients_the_value_is_the_same():
+    hidden, weight, bias, labels = problem()
+    with_gradient, _ = linear_cross_entropy(hidden, weight, labels, head_bias=bias)
+    with torch.no_grad():
+        without, _ = linear_cross_entropy(hidden, weight, labels, head_bias=bias)
+    assert torch.equal(with_gradient, without)
+    assert not without.requires_grad
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bf16_is_as_near_to_the_truth_as_torchs_own_bf16(autocast):
+    hidden, weight, bias, labels = problem(rows=256, width=64, vocabulary=512)
+    truth = plain(hidden, weight, bias, labels, None, 1.0)
+    low = [t.detach().bfloat16().requires_grad_() for t in (hidden, weight, bias)]
+    torch_low = F.cross_entropy(F.linear(*low).float(), labels, reduction="sum")
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        nll, _ = linear_cross_entropy(low[0], low[1], labels, head_bias=low[2], chunk=50)
+    nll.backward()
+    assert nll.dtype == torch.float32
+    assert low[0].grad.dtype == low[1].grad.dtype == torch.bfloat16
+    # twice torch's own bf16 error, plus one part in 10^5 for the case that torch is right by luck
+    assert abs(nll - truth) <= 2 * abs(torch_low - truth) + 1e-5 * truth
+
+
+def test_no_labels_at_all_give_zero_and_a_zero_gradient():
+    hidden, weight, _, labels = problem()
+    labels[:] = IGNORED
+    for nll, count in (
+        linear_cross_entropy(hidden, weight, labels),
+        head_cross_entropy(hidden, lambda h: h @ weight.T, labels, vocabulary=17),
+    ):
+        assert (nll.item(), count) == (0.0, 0)
+        (gradient,) = torch.autograd.grad(nll, hidden)
+        assert (gradient == 0).all()
+
+
+class _LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+def test_no_tensor_is_larger_than_a_chunk_of_logits():
+    hidden, weight, _, _ = problem(rows=400, width=8, vocabulary=1000)
+    labels = torch.arange(400)
+    with _LargestTensor() as seen:
+        nll, _ = linear_cross_entropy(hidden, weight.detach(), labels, chunk=16)
+        nll.backward()
+    assert seen.elements == 16 * 1000
+
+
+@pytest.mark.parametrize("label", [17, -1])
+def test_a_label_outside_the_vocabulary_is_named(label):
+    hidden, weight, _, labels = problem()
+    labels[1] = label
+    with pytest.raises(DataError, match=f"label {label} is outside the vocabulary of 17"):
+        linear_cross_entropy(hidden, weight, labels)
+
+
+def test_shapes_that_do_not_fit_are_named():
+    hidden, weight, _, labels = problem()
+    with pytest.raises(FormatError, match=r"\(22,\).*\(23, 8\)"):
+        linear_cross_entropy(hidden, weight, labels[1:])
+    with pytest.raises(FormatError, match=r"\(17, 7\)"):
+        linear_cross_entropy(hidden, weight[:, 1:], labels)
