@@ -1,0 +1,35 @@
+"""Methods of adapting a model, one file each."""
+
+from lorasmith.methods.config import CONFIG_FILE, AdapterConfig, LayeredConfig, TargetedConfig, read_config_fields
+from lorasmith.methods.layer import LayerSpec, dense_weight, layer_spec
+from lorasmith.methods.matching import layer_number, matches, named
+from lorasmith.methods.method import InputMethod, Method, Prompt, SelectiveMethod, SiteMethod
+from lorasmith.methods.names import PeftType, TaskType
+from lorasmith.methods.registry import config_from_fields, method_of, methods
+from lorasmith.methods.site import Site, Vector
+
+__all__ = [
+    "CONFIG_FILE",
+    "AdapterConfig",
+    "InputMethod",
+    "LayerSpec",
+    "LayeredConfig",
+    "Method",
+    "PeftType",
+    "Prompt",
+    "SelectiveMethod",
+    "Site",
+    "SiteMethod",
+    "TargetedConfig",
+    "TaskType",
+    "Vector",
+    "config_from_fields",
+    "dense_weight",
+    "layer_number",
+    "layer_spec",
+    "matches",
+    "method_of",
+    "methods",
+    "named",
+    "read_config_fields",
+]

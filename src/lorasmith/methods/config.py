@@ -1,0 +1,130 @@
+"""The settings of an adapter: data only, in PEFT's names, read from and written to its JSON."""
+
+import json
+import logging
+from dataclasses import asdict, dataclass, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from lorasmith.atomic import write_text
+from lorasmith.errors import AdapterError
+from lorasmith.methods.names import PeftType, TaskType
+
+CONFIG_FILE = "adapter_config.json"
+# written by PEFT for its own use; nothing here reads them
+_FOREIGN = {"peft_version"}
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class AdapterConfig:
+    """Fields that every method has. Unknown task types raise AdapterError."""
+
+    METHOD: ClassVar[PeftType]
+
+    task_type: TaskType | str | None = None
+    peft_type: PeftType | str | None = None
+    auto_mapping: dict[str, Any] | None = None
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+    inference_mode: bool = False
+    modules_to_save: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        self.peft_type = self.METHOD
+        if self.task_type is not None:
+            known = [task.value for task in TaskType]
+            name = self.task_type.value if isinstance(self.task_type, Enum) else str(self.task_type)
+            if name not in known:
+                raise AdapterError(f"task_type={name!r} is not one of {', '.join(known)}")
+            self.task_type = TaskType(name)
+
+    @property
+    def is_prompt_learning(self) -> bool:
+        """Whether the method adds virtual tokens, as PEFT asks it."""
+        return False
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON takes them: enums by value, sets sorted."""
+        return {name: _plain(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """A config from the fields of a file; unknown ones are dropped with a warning that names them."""
+        known = {field.name for field in fields(cls)}
+        unknown = {name: value for name, value in values.items() if name not in known | _FOREIGN}
+        told = sorted(name for name, value in unknown.items() if value not in (None, False, {}, []))
+        if told:
+            log.warning("%s: fields from another version are ignored: %s", cls.__name__, ", ".join(told))
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write adapter_config.json into folder."""
+        write_text(Path(folder) / CONFIG_FILE, json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n")
+
+
+def read_config_fields(folder: str | Path) -> dict[str, Any]:
+    """The fields of folder's adapter_config.json, with peft_type among them.
+
+    Raises AdapterError where the file is missing, is no JSON object, or names no method.
+    """
+    path = Path(folder) / CONFIG_FILE
+    if not path.is_file():
+        raise AdapterError(f"{path} does not exist; name a folder that holds a saved adapter")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise AdapterError(f"{path} is no valid JSON ({error}); save the adapter again") from None
+    if not isinstance(values, dict) or not values.get("peft_type"):
+        raise AdapterError(f"{path} has no field peft_type; it must name the method, such as LORA")
+    return values
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, set):
+        return sorted(value)
+    return value
+
+
+@dataclass
+class TargetedConfig(AdapterConfig):
+    """Fields of the methods that are placed on modules.
+
+    target_modules is a list of names (a module matches by its whole path or the end of it), a regular expression that
+    must match the whole path, or "all-linear"; None takes PEFT's choice for the model type.
+    """
+
+    target_modules: list[str] | set[str] | str | None = None
+    exclude_modules: list[str] | set[str] | str | None = None
+
+    @property
+    def layer_numbers(self) -> list[int] | None:
+        """The numbers of the layers that the method is confined to, None for all."""
+        return None
+
+    @property
+    def layer_lists(self) -> list[str]:
+        """Names of the lists that the layer numbers count in; empty for any list."""
+        return []
+
+
+@dataclass
+class LayeredConfig(TargetedConfig):
+    """A targeted method that can be confined to some layers: layers_to_transform counts in layers_pattern."""
+
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+
+    @property
+    def layer_numbers(self) -> list[int] | None:
+        chosen = self.layers_to_transform
+        return [chosen] if isinstance(chosen, int) else chosen or None
+
+    @property
+    def layer_lists(self) -> list[str]:
+        pattern = self.layers_pattern
+        return [pattern] if isinstance(pattern, str) else pattern or []

@@ -1,0 +1,80 @@
+"""What a method may know of the module that it is placed on: kind and sizes, never how the weight is stored."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from lorasmith.errors import AttachError
+from lorasmith.quantized import QuantizedConv, QuantizedEmbedding, QuantizedLinear, QuantizedWeight
+
+Kind = Literal["linear", "embedding", "conv"]
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """How a convolution moves over its input; the tuples have one entry a spatial axis."""
+
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    dilation: tuple[int, ...]
+    groups: int
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """A module as a method sees it: out_features x in_features for linear layers, channels for convolutions.
+
+    An embedding has in_features = rows and out_features = width. device and dtype are those that the module computes
+    with; a quantized layer states the type that it was quantized from.
+    """
+
+    path: str
+    kind: Kind
+    in_features: int
+    out_features: int
+    has_bias: bool
+    dtype: torch.dtype
+    device: torch.device
+    conv: ConvGeometry | None = field(default=None)
+
+
+def layer_spec(module: nn.Module, path: str = "") -> LayerSpec | None:
+    """The spec of module, or None where it is no linear layer, embedding or convolution."""
+    device = next((p.device for p in module.parameters(recurse=False)), torch.device("cpu"))
+    has_bias = module._parameters.get("bias") is not None
+    dtype = _dtype(module)
+    if isinstance(module, nn.Linear | QuantizedLinear):
+        return LayerSpec(path, "linear", module.in_features, module.out_features, has_bias, dtype, device)
+    if isinstance(module, Conv1D):
+        return LayerSpec(path, "linear", module.nx, module.nf, has_bias, dtype, device)
+    if isinstance(module, nn.Embedding | QuantizedEmbedding):
+        return LayerSpec(path, "embedding", module.num_embeddings, module.embedding_dim, False, dtype, device)
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | QuantizedConv):
+        geometry = ConvGeometry(module.kernel_size, module.stride, module.padding, module.dilation, module.groups)
+        return LayerSpec(path, "conv", module.in_channels, module.out_channels, has_bias, dtype, device, geometry)
+    return None
+
+
+def dense_weight(module: nn.Module, dtype: torch.dtype | None = None) -> Tensor:
+    """The dense weight of a layer as [out, in, ...] ([rows, width] for an embedding), in dtype.
+
+    Raises AttachError for a module without one.
+    """
+    if isinstance(module, QuantizedWeight):
+        return module.dequantize(dtype)
+    weight = module._parameters.get("weight")
+    if weight is None:
+        raise AttachError(f"a {type(module).__name__} has no weight matrix; choose a linear, embedding or convolution")
+    value = weight.detach() if dtype is None else weight.detach().to(dtype)
+    return value.T if isinstance(module, Conv1D) else value
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    if isinstance(module, QuantizedWeight):
+        return module.compute_dtype or module.dtype
+    weight = module._parameters.get("weight")
+    return torch.get_default_dtype() if weight is None else weight.dtype

@@ -1,0 +1,30 @@
+"""When a module's path is meant by a name, a list of names or an expression."""
+
+import re
+from collections.abc import Iterable
+
+
+def matches(path: str, wanted: str | Iterable[str] | None) -> bool:
+    """Whether path is meant: a string must match the whole path as an expression, a list by equality or dotted end."""
+    if not wanted:
+        return False
+    if isinstance(wanted, str):
+        return re.fullmatch(wanted, path) is not None
+    return any(named(path, name) for name in wanted)
+
+
+def named(path: str, name: str) -> bool:
+    """Whether path is name or ends in it behind a dot."""
+    return path == name or path.endswith(f".{name}")
+
+
+def layer_number(path: str, lists: list[str]) -> int | None:
+    """The number of the layer that path lies in: the first number behind a list (named one of lists, if any are)."""
+    if not lists:
+        found = re.match(r".*?\.[^.]*\.(\d+)\.", path)
+        return int(found[1]) if found else None
+    for name in lists:
+        found = re.match(rf"(?:^|.*?\.){name}\.(\d+)\.", path)
+        if found:
+            return int(found[1])
+    return None

@@ -1,0 +1,78 @@
+"""The four kinds of method, each with the one thing that attaching asks of it."""
+
+from abc import ABC, abstractmethod
+from typing import Generic, TypeVar
+
+from torch import Tensor, nn
+
+from lorasmith.methods.config import AdapterConfig, TargetedConfig
+from lorasmith.methods.layer import LayerSpec
+from lorasmith.methods.names import PeftType
+from lorasmith.methods.site import Site
+
+C = TypeVar("C", bound=AdapterConfig)
+T = TypeVar("T", bound=TargetedConfig)
+
+
+class Method(ABC, Generic[C]):
+    """A method of adapting: its name, its config class, and what it builds."""
+
+    config_class: type[C]
+    # whether the examples of a batch may stand behind one another in one row
+    packs: bool = True
+
+    @property
+    def peft_type(self) -> PeftType:
+        return self.config_class.METHOD
+
+
+class SiteMethod(Method[T], Generic[T]):
+    """A method that sits on modules: LoRA, IA3, bottleneck adapters."""
+
+    @abstractmethod
+    def site(self, config: T, layer: LayerSpec, float32: bool) -> Site:
+        """The site at layer, its tensors in float32 beside a 16-bit layer if float32.
+
+        Raises AttachError for a kind of layer that the method does not serve.
+        """
+
+    @abstractmethod
+    def default_targets(self, model_type: str) -> list[str] | None:
+        """Target modules for a model type, None where there is no known choice."""
+
+    def prepare(self, config: T, model_type: str) -> None:
+        """Fill in what the config leaves to the model type. Raises AttachError where it cannot be known."""
+
+    def biases(self, config: T) -> str:
+        """Which biases of the base train too: "none", "all", or "lora_only" for those of the adapted modules."""
+        return "none"
+
+
+class InputMethod(Method[C], Generic[C]):
+    """A method that puts virtual tokens before the input: prompt tuning and its relatives."""
+
+    packs = False
+
+    @abstractmethod
+    def prompt(self, config: C, embedding: nn.Module, width: int) -> "Prompt":
+        """The trainable prompt for a model with this input embedding of this width."""
+
+
+class Prompt(nn.Module, ABC):
+    """Trainable virtual tokens."""
+
+    @abstractmethod
+    def embeddings(self) -> Tensor:
+        """The virtual tokens' embeddings [tokens, width]."""
+
+    @abstractmethod
+    def load_embeddings(self, embeddings: Tensor) -> None:
+        """Take over embeddings [tokens, width] that were saved before."""
+
+
+class SelectiveMethod(Method[C], Generic[C]):
+    """A method that trains tensors of the base model themselves: BitFit and its relatives."""
+
+    @abstractmethod
+    def selects(self, config: C, name: str, parameter: nn.Parameter) -> bool:
+        """Whether the parameter of this full name trains."""

@@ -1,0 +1,28 @@
+"""The table of methods."""
+
+from typing import Any
+
+from lorasmith.errors import AdapterError
+from lorasmith.methods.config import AdapterConfig
+from lorasmith.methods.method import Method
+from lorasmith.registry import Registry
+
+methods: Registry[Method[Any]] = Registry("method", "lorasmith.methods")
+
+
+def method_of(config: AdapterConfig) -> Method[Any]:
+    """The method that config belongs to."""
+    return methods[config.METHOD.value.lower()]
+
+
+def config_from_fields(values: dict[str, Any]) -> AdapterConfig:
+    """The config of the method that values["peft_type"] names.
+
+    Raises AdapterError for a method that is not built, with the list of those that are.
+    """
+    name = str(values["peft_type"]).lower()
+    if name not in methods:
+        raise AdapterError(
+            f"peft_type {values['peft_type']!r} is not supported; supported: {', '.join(methods.names())}"
+        )
+    return methods[name].config_class.from_dict(values)

@@ -1,0 +1,64 @@
+"""The contract of a method at one module, its site.
+
+A site's tensors live in its child modules, so that the module that it sits on can register them under PEFT's names
+(`q_proj.lora_A.default.weight`); a bare tensor is a Vector. The site never learns how the weight is stored: it is
+handed a function that makes the dense matrix, and asks only where the mathematics needs it.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from lorasmith.errors import AttachError
+from lorasmith.methods.layer import LayerSpec
+
+DenseWeight = Callable[[], Tensor]
+
+
+class Site(nn.Module):
+    """A method at one module. Subclasses override what their mathematics changes; the rest is the identity."""
+
+    def __init__(self, layer: LayerSpec) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def before(self, x: Tensor) -> Tensor:
+        """The input that the module gets instead of x."""
+        return x
+
+    def after(self, x: Tensor, y: Tensor, weight: DenseWeight) -> Tensor:
+        """The output instead of y; x is the module's own input, before any change."""
+        return y
+
+    def delta(self, weight: Tensor) -> Tensor:
+        """The change of weight [out, in, ...] that has the site's whole effect, in the type of weight.
+
+        Raises AttachError where no change of the weight can have it.
+        """
+        raise AttachError(f"{self.layer.path}: {type(self).__name__} cannot be merged into a weight; keep the adapter")
+
+    def delta_bias(self, bias: Tensor | None) -> Tensor | None:
+        """The change of the bias [out] that merging asks for, None for none."""
+        return None
+
+    def file_keys(self) -> dict[str, str]:
+        """Key in a PEFT file, behind the module's path, of each tensor of this site by its name here."""
+        return {name: name for name, _ in self.named_parameters()}
+
+
+class Vector(nn.Module):
+    """A bare trainable tensor, wrapped so that a site can hold it as a child."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(value)
+
+    def extra_repr(self) -> str:
+        return "x".join(map(str, self.weight.shape))
+
+
+def adapter_dtype(layer: LayerSpec, keep_float32: bool) -> torch.dtype:
+    """The type of a new adapter's tensors: float32 beside 16-bit weights if asked, else the layer's own."""
+    low = layer.dtype in (torch.float16, torch.bfloat16) or not layer.dtype.is_floating_point
+    return torch.float32 if low and keep_float32 else layer.dtype
