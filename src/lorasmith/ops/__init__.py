@@ -1,0 +1,25 @@
+"""The operations: one folder each, schema (the contract), reference (the specification), kernels for devices."""
+
+import lorasmith.ops.blockwise.reference
+import lorasmith.ops.blockwise_linear.reference
+import lorasmith.ops.rowwise.reference  # noqa: F401
+from lorasmith.ops.blockwise.schema import Nested, dequantize_blockwise, double_quantize, quantize_blockwise
+from lorasmith.ops.blockwise_linear.schema import blockwise_linear
+from lorasmith.ops.cross_entropy import head_cross_entropy, linear_cross_entropy
+from lorasmith.ops.rowwise.schema import dequantize_rowwise, quantize_rowwise, rowwise_linear
+from lorasmith.ops.status import KernelStatus, kernel_status
+
+__all__ = [
+    "KernelStatus",
+    "Nested",
+    "blockwise_linear",
+    "dequantize_blockwise",
+    "dequantize_rowwise",
+    "double_quantize",
+    "head_cross_entropy",
+    "kernel_status",
+    "linear_cross_entropy",
+    "quantize_blockwise",
+    "quantize_rowwise",
+    "rowwise_linear",
+]

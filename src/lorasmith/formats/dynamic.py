@@ -1,0 +1,29 @@
+"""The 8-bit dynamic map: codes whose exponent and fraction share seven bits (arXiv 1511.04561)."""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+DECADES = 7
+
+
+@cache
+def dynamic_map(device: torch.device | str = "cpu") -> Tensor:
+    """f32 [256], ascending, from -0.993 to 1, bit-equal to bitsandbytes' signed map; not to be written to.
+
+    Decade e = 0 .. 6 spans 10**(e-7) to 10**(e-6) with 2**e levels of either sign, the midpoints of equal intervals;
+    zero and one complete the 256. Source: arXiv 2110.02861, section 2.2.
+    """
+    with torch.inference_mode(False):
+        decades = [_decade(exponent) for exponent in range(DECADES)]
+        ends = torch.tensor([0.0, 1.0])
+        levels = torch.cat([*decades, *(-decade for decade in decades), ends])
+        return levels.sort().values.to(device)
+
+
+def _decade(exponent: int) -> Tensor:
+    """The positive levels of one decade, f32 [2**exponent]; every step in f32, since the bits must agree."""
+    boundaries = torch.linspace(0.1, 1, 2**exponent + 1, dtype=torch.float32)
+    midpoints = (boundaries[:-1] + boundaries[1:]) / 2.0
+    return 10.0 ** (exponent - DECADES + 1) * midpoints

@@ -1,0 +1,39 @@
+"""The torch.library namespace of our ops, and the record of which kernel serves which device."""
+
+import os
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+
+LIBRARY = torch.library.Library("lorasmith", "DEF")
+
+# op -> devices with a kernel of their own; every other device runs the reference.
+NATIVE_KERNELS: dict[str, set[str]] = {}
+
+
+def define(name: str, signature: str) -> None:
+    """Declare lorasmith::name with the arguments and results of signature."""
+    LIBRARY.define(name + signature)
+    NATIVE_KERNELS[name] = set()
+
+
+def implement_reference(name: str, function: Callable) -> None:
+    """Serve name on every device with plain PyTorch."""
+    LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+
+
+def implement_native(name: str, device: Literal["cpu", "cuda"], function: Callable) -> None:
+    """Serve name on device with a kernel of its own, in place of the reference."""
+    LIBRARY.impl(name, function, device.upper())
+    NATIVE_KERNELS[name].add(device)
+
+
+def implement_fake(name: str, function: Callable) -> None:
+    """Tell shapes and dtypes of name's results without computing them."""
+    torch.library.register_fake(f"lorasmith::{name}", function, lib=LIBRARY)
+
+
+def reference_only() -> bool:
+    """Whether LORASMITH_KERNELS=reference switches the fast kernels off. Read once, when the ops are registered."""
+    return os.environ.get("LORASMITH_KERNELS", "") == "reference"

@@ -1,0 +1,1 @@
+"""int8 with one scale a row: LLM.int8()."""
