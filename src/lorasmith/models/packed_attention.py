@@ -1,0 +1,196 @@
+"""Attention that stays inside each segment of a packed row, through transformers' AttentionInterface.
+
+A packed row holds several sequences end to end; cu_seqlens [segments + 1] says where each begins and the last ends.
+They travel to the attention layers as a four-dimensional attention mask, which transformers hands down as it is, so
+that no T x T mask is ever built. Without such a mask the function is transformers' own sdpa.
+Axes: B batch (1 when packed), H heads, T tokens, L tokens of one segment, S segments.
+"""
+
+import inspect
+import logging
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from lorasmith.errors import DataError, ModelError
+
+logger = logging.getLogger(__name__)
+
+PACKED = "lorasmith_packed"
+"""The name of this attention in a model's configuration."""
+
+_RECURRENT_LAYERS = ("mamba", "mamba2", "linear_attention", "recurrent", "conv", "rwkv")
+_CAPS = ("attn_logit_softcapping", "attn_logit_softcap")
+
+
+def segment_mask(cu_seqlens: Tensor) -> Tensor:
+    """The attention_mask [1, 1, 1, S + 1] that carries cu_seqlens [S + 1] (int32) to the attention layers.
+
+    It lies on the CPU, because each layer reads it there.
+    """
+    return cu_seqlens.to(device="cpu", dtype=torch.int32)[None, None, None]
+
+
+def enable_packing(model: nn.Module) -> str | None:
+    """Give model the packed attention; or leave it as it was and return why it cannot have it."""
+    reason = _obvious_reason(model)
+    if reason is not None:
+        return reason
+    assert isinstance(model, PreTrainedModel)
+    AttentionInterface.register(PACKED, packed_attention)
+    AttentionMaskInterface.register(PACKED, sdpa_mask)
+    before = model.config._attn_implementation
+    model.set_attn_implementation(PACKED)
+    reason = _trial(model)
+    if reason is not None:
+        model.set_attn_implementation(before)
+    return reason
+
+
+def supports_packing(model: nn.Module) -> str | None:
+    """Why sequences cannot be packed for this model, or None where they can; the model is left as it was."""
+    if _obvious_reason(model) is not None:
+        return _obvious_reason(model)
+    assert isinstance(model, PreTrainedModel)
+    before = model.config._attn_implementation
+    reason = enable_packing(model)
+    model.set_attn_implementation(before)
+    return reason
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    **keywords: object,
+) -> tuple[Tensor, None]:
+    """Attention of query [B, H, T, head], key and value [B, H or fewer, T, head] inside each segment.
+
+    Segments come from segment_mask as attention_mask, or from transformers' cu_seq_lens_q. Returns [B, T, H, head].
+    Raises ModelError for a soft cap, sink or position bias, which sdpa does not know.
+    """
+    unknown = [name for name in ("softcap", "s_aux", "position_bias") if keywords.get(name) is not None]
+    if unknown:
+        raise ModelError(f"packed attention does not know {unknown[0]}; train this model with padding_free: false")
+    causal = bool(getattr(module, "is_causal", True)) if is_causal is None else is_causal
+    call = _Call(module, dropout, scaling, causal)
+    segments = _segments(attention_mask, cu_seq_lens_q)
+    if segments is None:
+        return call(query, key, value, attention_mask), None
+    bounds = segments.tolist()
+    if query.shape[0] != 1 or bounds[-1] != query.shape[2] or key.shape[2] != query.shape[2]:
+        raise DataError(
+            f"segments end at {bounds[-1]} but queries are {tuple(query.shape)} and keys {tuple(key.shape)}; "
+            "pack into one row, without a cache"
+        )
+    lengths = {end - start for start, end in pairwise(bounds)}
+    if len(lengths) == 1:
+        (length,) = lengths
+        rows = [_as_rows(tensor, length) for tensor in (query, key, value)]
+        return call(*rows, _window(length, sliding_window, causal, query)).flatten(0, 1)[None], None
+    parts = [
+        call(
+            query[:, :, start:end],
+            key[:, :, start:end],
+            value[:, :, start:end],
+            _window(end - start, sliding_window, causal, query),
+        )
+        for start, end in pairwise(bounds)
+    ]
+    return torch.cat(parts, 1), None
+
+
+class _Call:
+    """transformers' sdpa with what is the same for all segments."""
+
+    def __init__(self, module: nn.Module, dropout: float, scaling: float | None, causal: bool) -> None:
+        self.module, self.dropout, self.scaling, self.causal = module, dropout, scaling, causal
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        return sdpa_attention_forward(
+            self.module, query, key, value, mask, dropout=self.dropout, scaling=self.scaling, is_causal=self.causal
+        )[0]
+
+
+def _segments(attention_mask: Tensor | None, cu_seq_lens: Tensor | None) -> Tensor | None:
+    # masks proper are bool or float; int32 with four dimensions is segment_mask's alone
+    if attention_mask is not None and attention_mask.dim() == 4 and attention_mask.dtype == torch.int32:
+        return attention_mask.flatten()
+    return cu_seq_lens
+
+
+def _as_rows(packed: Tensor, length: int) -> Tensor:
+    """[1, H, S * L, head] -> [S, H, L, head]: segments of one length are a batch."""
+    return packed[0].unflatten(1, (-1, length)).transpose(0, 1)
+
+
+def _window(length: int, window: int | None, causal: bool, like: Tensor) -> Tensor | None:
+    """Mask [1, 1, L, L] of a sliding window, or None where the segment is not longer than it."""
+    if window is None or length <= window:
+        return None
+    if not causal:
+        raise ModelError("packed attention knows no sliding window of an encoder; train with padding_free: false")
+    distance = torch.arange(length, device=like.device)
+    distance = distance[:, None] - distance
+    return ((distance >= 0) & (distance < window))[None, None]
+
+
+def _obvious_reason(model: nn.Module) -> str | None:
+    """Why packing cannot work, as far as class and configuration tell."""
+    if not isinstance(model, PreTrainedModel):
+        return "it is not a transformers model"
+    config = model.config.get_text_config()
+    kinds = {str(kind) for kind in config.to_dict().get("layer_types") or ()}
+    if model._is_stateful or kinds & set(_RECURRENT_LAYERS):
+        return "it carries a recurrent state from token to token"
+    if "chunked_attention" in kinds:
+        return "its attention is cut into chunks by absolute position"
+    if model.config.is_encoder_decoder:
+        return "it is an encoder-decoder"
+    if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
+        return "it takes no position ids, so positions cannot restart in each segment"
+    if any(config.to_dict().get(name) for name in _CAPS):
+        return "it caps its attention scores, which sdpa does not know"
+    if not model._supports_sdpa or not model._can_set_attn_implementation():
+        return "its attention cannot be replaced through transformers' AttentionInterface"
+    return None
+
+
+@torch.no_grad()
+def _trial(model: PreTrainedModel) -> str | None:
+    """Why a packed row of two short sequences does not give what each gives alone, or None where it does."""
+    embedding = model.get_input_embeddings().weight
+    if embedding.device.type == "meta":
+        return "its weights are on the meta device, where nothing can be tried"
+    backbone = model.base_model
+    training = [module for module in model.modules() if module.training]
+    tokens = torch.arange(7, device=embedding.device)[None] % model.get_input_embeddings().num_embeddings
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3]], device=embedding.device)
+    model.eval()
+    try:
+        with torch.random.fork_rng():
+            mask = segment_mask(torch.tensor([0, 3, 7]))
+            packed = backbone(input_ids=tokens, position_ids=positions, attention_mask=mask).last_hidden_state
+            alone = torch.cat([backbone(input_ids=part).last_hidden_state for part in tokens.split([3, 4], 1)], 1)
+    except (ModelError, TypeError, ValueError, RuntimeError, IndexError) as error:
+        logger.debug("packing was tried and failed", exc_info=error)
+        return f"a packed row was refused ({type(error).__name__})"
+    finally:
+        for module in training:
+            module.training = True
+    # same products in another order: some roundings of the states' own dtype for each layer
+    bound = 64 * torch.finfo(alone.dtype).eps * float(alone.abs().max())
+    if not bool(((packed - alone).abs() <= bound).all()):
+        return "a packed row does not give what its sequences give alone"
+    return None
