@@ -56,9 +56,9 @@ def test_no_gradient_flows_below_the_lowest_trained_layer():
 def test_it_can_be_taken_back():
     model = build()
     checkpoint_activations_(model)
-    assert model.is_gradient_checkpointing
+    assert model.model.layers[0].gradient_checkpointing
     keep_activations_(model)
-    assert not model.is_gradient_checkpointing
+    assert not model.model.layers[0].gradient_checkpointing
 
 
 def test_a_model_that_cannot_is_refused_with_the_fix():

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.modeling_outputs import BaseModelOutput
 
 from lorasmith.ops.cross_entropy import IGNORED, head_cross_entropy, linear_cross_entropy
 
@@ -72,16 +72,18 @@ def split_head(model: nn.Module) -> Head | None:
     does something to its logits that config fields do not explain. The trial is two forwards of four tokens.
     """
     if not isinstance(model, PreTrainedModel):
-        return _whole(model, "it is not a transformers model")
+        return _refuse(model, "it is not a transformers model")
     module, backbone = model.get_output_embeddings(), model.base_model
     if module is None or backbone is model:
-        return _whole(model, "it has no separate output embedding")
+        return _refuse(model, "it has no separate output embedding")
     if model.config.is_encoder_decoder or "input_ids" not in inspect.signature(backbone.forward).parameters:
-        return _whole(model, "its backbone does not read tokens alone")
+        return _refuse(model, "its backbone does not read tokens alone")
     config = model.config.get_text_config()
     head = Head(backbone, module, config.vocab_size, _softcap(config.to_dict()), _scale(config.to_dict()))
     reason = _trial(model, head)
-    return head if reason is None else _whole(model, reason)
+    if reason is not None:
+        return _refuse(model, reason)
+    return head
 
 
 def next_token_targets(labels: Tensor, cu_seqlens: Tensor | None) -> Tensor:
@@ -119,18 +121,19 @@ def _hooked(module: nn.Module) -> bool:
     )
 
 
-def _whole(model: nn.Module, reason: str) -> None:
+def _refuse(model: nn.Module, reason: str) -> Head | None:
     logger.warning(
         "%s is not split into backbone and head, so its own forward makes all logits at once: %s",
         type(model).__name__,
         reason,
     )
+    return None
 
 
 @torch.no_grad()
 def _trial(model: PreTrainedModel, head: Head) -> str | None:
     """Why the parts do not give the model's own logits, or None where they do."""
-    device = model.get_input_embeddings().weight.device
+    device = _tokens_device(model)
     if device.type == "meta":
         return "its weights are on the meta device, where nothing can be tried"
     tokens = torch.arange(4, device=device)[None] % head.vocabulary
@@ -146,6 +149,10 @@ def _trial(model: PreTrainedModel, head: Head) -> str | None:
             if not _same(own, head.logits(states[0])):
                 return "its logits pass through something that no known config field explains"
     return None
+
+
+def _tokens_device(model: PreTrainedModel) -> torch.device:
+    return next(model.get_input_embeddings().parameters()).device
 
 
 @contextmanager
@@ -164,11 +171,12 @@ def _replaced_states(backbone: nn.Module, spread: float) -> Iterator[list[Tensor
     """While the block runs, the backbone's last hidden state is random; it is put into the list that is yielded."""
     states: list[Tensor] = []
 
-    def replace(module: nn.Module, arguments: object, output: ModelOutput) -> ModelOutput:
+    def replace(module: nn.Module, arguments: object, output: BaseModelOutput) -> BaseModelOutput:
         generator = torch.Generator().manual_seed(0)
-        random = torch.randn(output.last_hidden_state.shape, generator=generator) * spread
-        output.last_hidden_state = random.to(output.last_hidden_state)
-        states.append(output.last_hidden_state)
+        own = output.last_hidden_state
+        assert own is not None
+        states.append((torch.randn(own.shape, generator=generator) * spread).to(own))
+        output.last_hidden_state = states[-1]  # type: ignore[assignment]
         return output
 
     handle = backbone.register_forward_hook(replace)

@@ -97,8 +97,8 @@ def packed_attention(
     lengths = {end - start for start, end in pairwise(bounds)}
     if len(lengths) == 1:
         (length,) = lengths
-        rows = [_as_rows(tensor, length) for tensor in (query, key, value)]
-        return call(*rows, _window(length, sliding_window, causal, query)).flatten(0, 1)[None], None
+        query, key, value = (_as_rows(tensor, length) for tensor in (query, key, value))
+        return call(query, key, value, _window(length, sliding_window, causal, query)).flatten(0, 1)[None], None
     parts = [
         call(
             query[:, :, start:end],
@@ -170,13 +170,13 @@ def _obvious_reason(model: nn.Module) -> str | None:
 @torch.no_grad()
 def _trial(model: PreTrainedModel) -> str | None:
     """Why a packed row of two short sequences does not give what each gives alone, or None where it does."""
-    embedding = model.get_input_embeddings().weight
-    if embedding.device.type == "meta":
+    device = next(model.get_input_embeddings().parameters()).device
+    if device.type == "meta":
         return "its weights are on the meta device, where nothing can be tried"
     backbone = model.base_model
     training = [module for module in model.modules() if module.training]
-    tokens = torch.arange(7, device=embedding.device)[None] % model.get_input_embeddings().num_embeddings
-    positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3]], device=embedding.device)
+    tokens = torch.arange(7, device=device)[None] % model.config.get_text_config().vocab_size
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3]], device=device)
     model.eval()
     try:
         with torch.random.fork_rng():

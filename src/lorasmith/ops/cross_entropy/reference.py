@@ -5,11 +5,12 @@ Axes: N rows, S rows with a label, C rows of one chunk, D model width, V vocabul
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 
@@ -131,7 +132,7 @@ def _to_raw_logits(logits_CV: Tensor, normaliser_C1: Tensor, labels_C1: Tensor, 
 class _LinearNLL(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -147,7 +148,7 @@ class _LinearNLL(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, scale: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         hidden_SD, weight_VD, bias_V, index = ctx.saved_tensors
         hidden = None
         if hidden_SD is not None:
