@@ -17,7 +17,8 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 PACKAGE = SOURCE / "lorasmith"
 
 FLOORS = [
-    {"errors", "registry", "atomic"},
+    {"errors"},
+    {"registry", "atomic"},
     {"formats"},
     {"ops"},
     {"quantized"},

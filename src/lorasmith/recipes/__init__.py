@@ -1,0 +1,1 @@
+"""Whole jobs: fine-tune, evaluate, generate, merge, quantize, inspect."""

@@ -1,0 +1,33 @@
+"""Checks of the data, the tokenizer and the adapted model together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from lorasmith.data import Example
+from lorasmith.doctor.finding import Check
+from lorasmith.planning import MemoryPlan
+from lorasmith.registry import Registry
+
+
+@dataclass(frozen=True)
+class Job:
+    """What training will see. The model may stand on the meta device: only shapes and flags are read.
+
+    context is the number of positions that the model was made for, None where it has no limit; available is the free
+    memory of the device in bytes, None where it cannot be known.
+    """
+
+    task: Literal["causal", "classification"]
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    examples: Sequence[Example]
+    context: int | None
+    plan: MemoryPlan | None
+    available: int | None
+
+
+job_checks: Registry[Check[Job]] = Registry("check", "lorasmith.doctor.job")

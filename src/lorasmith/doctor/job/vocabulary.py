@@ -1,0 +1,23 @@
+"""Does every token have a row in the embedding?"""
+
+from collections.abc import Iterator
+
+from lorasmith.doctor.finding import Finding, error, warning
+from lorasmith.doctor.job.registry import Job, job_checks
+
+
+@job_checks.register("vocabulary")
+def vocabulary(job: Job) -> Iterator[Finding]:
+    """No token id of the data, and none of the tokenizer, lies beyond the embedding's rows."""
+    rows = job.model.get_input_embeddings().num_embeddings
+    largest = max(max(example.input_ids) for example in job.examples)
+    if largest >= rows:
+        yield error(
+            f"the data has token {largest}, the model's embedding only {rows} rows: tokenizer and model do not belong "
+            "together; use the model's own tokenizer, or add tokens with tokenizer.add_tokens"
+        )
+    elif len(job.tokenizer) > rows:
+        yield warning(
+            f"the tokenizer knows {len(job.tokenizer)} tokens, the model's embedding has {rows} rows; "
+            "the training data uses none of those beyond, other text may"
+        )

@@ -1,0 +1,19 @@
+"""Does the device compute well in the type asked for?"""
+
+from collections.abc import Iterator
+
+import torch
+
+from lorasmith.doctor.finding import Finding, error, warning
+from lorasmith.doctor.place.registry import Place, place_checks
+
+
+@place_checks.register("precision")
+def precision(place: Place) -> Iterator[Finding]:
+    """float16 is refused for training; bfloat16 is warned of where the device emulates it."""
+    if place.dtype is torch.float16:
+        yield error("dtype=fp16 overflows in training and is slow on a CPU; use bf16 or fp32")
+    if place.dtype is not torch.bfloat16:
+        return
+    if place.device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        yield warning(f"{torch.cuda.get_device_name()} emulates bf16, which is slow; set training.dtype=fp32")

@@ -1,0 +1,21 @@
+"""Checks of where a run works and writes: they need nothing but the recipe."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lorasmith.doctor.finding import Check
+from lorasmith.registry import Registry
+
+
+@dataclass(frozen=True)
+class Place:
+    """The run folder, the device, and the type of the activations (None where the model decides)."""
+
+    output: Path
+    device: torch.device
+    dtype: torch.dtype | None
+
+
+place_checks: Registry[Check[Place]] = Registry("check", "lorasmith.doctor.place")

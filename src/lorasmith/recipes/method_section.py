@@ -1,0 +1,63 @@
+"""The recipe's method section: its fields are those of the method's own config class, checked by that class."""
+
+from dataclasses import fields
+from typing import Any, cast
+
+from pydantic import TypeAdapter, ValidationError
+
+from lorasmith.errors import InputError, RecipeError, nearest
+from lorasmith.methods.config import AdapterConfig
+from lorasmith.methods.registry import methods
+
+# what a run fills in itself
+_FILLED_IN = {"task_type", "peft_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode"}
+TASK_TYPES = {"causal": "CAUSAL_LM", "classification": "SEQ_CLS"}
+
+
+def resolve_method(section: dict[str, Any]) -> dict[str, Any]:
+    """The method section with every default spelled out; methods on modules are placed on all linear layers.
+
+    Raises RecipeError for an unknown method, an unknown field (with the nearest one) or a value of the wrong kind.
+    """
+    given = dict(section)
+    name = given.pop("name", "lora")
+    known = _fields(name)
+    for field in given:
+        if field not in known:
+            raise RecipeError(f"method.{field} is unknown to the method {name!r}.{nearest(field, known)}")
+    if "target_modules" in known and given.get("target_modules") is None:
+        given["target_modules"] = "all-linear"
+    values = _build(name, given).to_dict()
+    stated = {field: values[field] for field in known if values[field] not in (None, {}, [])}
+    return {"name": name, **stated}
+
+
+def method_config(section: dict[str, Any], task: str, base: str) -> AdapterConfig:
+    """The config object of a resolved method section, for the task on the base model of this path."""
+    given = {field: value for field, value in section.items() if field != "name"}
+    filled = {"task_type": TASK_TYPES[task], "base_model_name_or_path": base}
+    return _build(section["name"], given | filled)
+
+
+def _build(name: str, values: dict[str, Any]) -> AdapterConfig:
+    try:
+        config = cast(AdapterConfig, TypeAdapter(methods[name].config_class).validate_python(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raised = first.get("ctx", {}).get("error")
+        where = ".".join(["method", *(str(part) for part in first["loc"][:1])])
+        given = f"={first['input']!r}" if first["loc"] else ""
+        raise RecipeError(f"{where}{given}: {raised or first['msg']}") from error
+    for field, value in values.items():
+        # a whole number stays one: other programs read lora_alpha from the saved config as an integer
+        if type(value) is int and type(getattr(config, field)) is float:
+            setattr(config, field, value)
+    return config
+
+
+def _fields(name: str) -> list[str]:
+    try:
+        config_class = methods[name].config_class
+    except InputError as error:
+        raise RecipeError(f"method.name: {error}") from error
+    return [field.name for field in fields(config_class) if field.name not in _FILLED_IN]
