@@ -1,0 +1,83 @@
+"""A micro-batch of tensors, padded or concatenated. Axes: B rows, T tokens, S segments."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lorasmith.data.example import IGNORED, Example
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one forward pass gets.
+
+    supervised counts the targets that enter the loss after the shift by one; for classification, the examples.
+    """
+
+    input_ids: Tensor  # int64 [B, T]; B == 1 in a concatenated batch
+    labels: Tensor  # int64 [B, T], -100 where nothing is learned, not shifted; classification: class ids [B]
+    attention_mask: Tensor | None  # int64 [B, T], 0 on padding; None in a concatenated batch
+    position_ids: Tensor | None  # int64 [1, T], from 0 in every segment; None in a padded batch
+    cu_seqlens: Tensor | None  # int32 [S + 1], where segments begin, and T; None in a padded batch
+    supervised: int
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on device."""
+        return Batch(
+            self.input_ids.to(device),
+            self.labels.to(device),
+            None if self.attention_mask is None else self.attention_mask.to(device),
+            None if self.position_ids is None else self.position_ids.to(device),
+            None if self.cu_seqlens is None else self.cu_seqlens.to(device),
+            self.supervised,
+        )
+
+
+def pad(examples: Sequence[Example], pad_token_id: int | None) -> Batch:
+    """Examples as rows, padded on the right to the longest; labels of padding are -100.
+
+    Without a padding token 0 stands in its place: the attention mask alone says what is padding.
+    """
+    rows, width = len(examples), max(len(example) for example in examples)
+    input_ids = np.full((rows, width), pad_token_id or 0, dtype=np.int64)
+    mask = np.zeros((rows, width), dtype=np.int64)
+    labels = np.full((rows, width), IGNORED, dtype=np.int64)
+    for row, example in enumerate(examples):
+        input_ids[row, : len(example)] = example.input_ids
+        mask[row, : len(example)] = 1
+        if not isinstance(example.labels, int):
+            labels[row, 1 : len(example)] = example.labels[1:]
+    classes = [example.labels for example in examples if isinstance(example.labels, int)]
+    return Batch(
+        input_ids=torch.from_numpy(input_ids),
+        labels=torch.tensor(classes) if classes else torch.from_numpy(labels),
+        attention_mask=torch.from_numpy(mask),
+        position_ids=None,
+        cu_seqlens=None,
+        supervised=sum(example.supervised for example in examples),
+    )
+
+
+def concatenate(examples: Sequence[Example]) -> Batch:
+    """Examples one after the other in a single row, each a segment of its own.
+
+    The first label of every segment is -100: after the shift it would be predicted from the segment before.
+    """
+    lengths = [len(example) for example in examples]
+    labels = [np.asarray(example.labels, dtype=np.int64).copy() for example in examples]
+    for segment in labels:
+        segment[0] = IGNORED
+    input_ids = np.concatenate([np.asarray(example.input_ids, dtype=np.int64) for example in examples])
+    positions = np.concatenate([np.arange(length, dtype=np.int64) for length in lengths])
+    bounds = np.cumsum([0, *lengths], dtype=np.int32)
+    return Batch(
+        input_ids=torch.from_numpy(input_ids)[None],
+        labels=torch.from_numpy(np.concatenate(labels))[None],
+        attention_mask=None,
+        position_ids=torch.from_numpy(positions)[None],
+        cu_seqlens=torch.from_numpy(bounds),
+        supervised=sum(example.supervised for example in examples),
+    )
