@@ -1,0 +1,39 @@
+"""The only code that edits module trees: attaching, activating, merging, saving and loading adapters."""
+
+from lorasmith.attach.adapted import Adapted
+from lorasmith.attach.adapters import KEY_PREFIX, PROMPT_KEY, Adapters, adapters_of
+from lorasmith.attach.files import (
+    WEIGHTS_FILE,
+    adapter_state,
+    load_adapter,
+    load_adapter_state,
+    read_adapter_tensors,
+    save_adapter,
+)
+from lorasmith.attach.merging import make_dense, merge_and_unload, merge_in_place, unload, unmerge
+from lorasmith.attach.placing import attach
+from lorasmith.attach.saved_module import SavedModule
+from lorasmith.attach.selection import ALL_LINEAR, base_modules
+
+__all__ = [
+    "ALL_LINEAR",
+    "KEY_PREFIX",
+    "PROMPT_KEY",
+    "WEIGHTS_FILE",
+    "Adapted",
+    "Adapters",
+    "SavedModule",
+    "adapter_state",
+    "adapters_of",
+    "attach",
+    "base_modules",
+    "load_adapter",
+    "load_adapter_state",
+    "make_dense",
+    "merge_and_unload",
+    "merge_in_place",
+    "read_adapter_tensors",
+    "save_adapter",
+    "unload",
+    "unmerge",
+]

@@ -19,7 +19,7 @@ from lorasmith.methods.method import SiteMethod
 from lorasmith.methods.names import PeftType
 from lorasmith.methods.registry import methods
 from lorasmith.methods.site import DenseWeight, Site, adapter_dtype
-from lorasmith.models.families import bottleneck_targets
+from lorasmith.models.families import BLOCK_ENDS
 
 _ACTIVATIONS = {"relu": functional.relu, "gelu": functional.gelu, "silu": functional.silu}
 
@@ -80,8 +80,8 @@ class Bottleneck(SiteMethod[BottleneckConfig]):
             raise AttachError(f"{layer.path}: bottleneck adapters stand behind linear layers; exclude this module")
         return BottleneckSite(config, layer, adapter_dtype(layer, float32))
 
-    def default_targets(self, model_type: str) -> list[str] | None:
-        return bottleneck_targets(model_type)
+    def default_targets(self, model_type: str) -> list[str] | str | None:
+        return BLOCK_ENDS.get(model_type)
 
 
 methods.add("bottleneck", Bottleneck())

@@ -18,7 +18,7 @@ from lorasmith.methods.method import SiteMethod
 from lorasmith.methods.names import PeftType
 from lorasmith.methods.registry import methods
 from lorasmith.methods.site import DenseWeight, Site, Vector, adapter_dtype
-from lorasmith.models.families import ia3_feedforward, ia3_targets
+from lorasmith.models.families import IA3_FEEDFORWARD, IA3_TARGETS
 
 
 @dataclass
@@ -88,7 +88,7 @@ class IA3(SiteMethod[IA3Config]):
 
     def prepare(self, config: IA3Config, model_type: str) -> None:
         if config.feedforward_modules is None:
-            known = ia3_feedforward(model_type)
+            known = IA3_FEEDFORWARD.get(model_type)
             if known is None and config.target_modules is None:
                 raise AttachError(f"feedforward_modules: none is known for model type {model_type!r}; name them")
             # a target list of one's own scales outputs unless told otherwise, as in PEFT
@@ -100,8 +100,8 @@ class IA3(SiteMethod[IA3Config]):
         scales_input = matches(layer.path, config.feedforward_modules)
         return IA3Site(layer, scales_input, adapter_dtype(layer, float32), config.init_ia3_weights)
 
-    def default_targets(self, model_type: str) -> list[str] | None:
-        return ia3_targets(model_type)
+    def default_targets(self, model_type: str) -> list[str] | str | None:
+        return IA3_TARGETS.get(model_type)
 
 
 methods.add("ia3", IA3())

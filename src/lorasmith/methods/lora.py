@@ -20,7 +20,7 @@ from lorasmith.methods.method import SiteMethod
 from lorasmith.methods.names import PeftType
 from lorasmith.methods.registry import methods
 from lorasmith.methods.site import DenseWeight, Site, Vector, adapter_dtype
-from lorasmith.models.families import lora_targets
+from lorasmith.models.families import LORA_TARGETS
 
 Initialization = bool | Literal["gaussian"]
 
@@ -245,8 +245,8 @@ class Lora(SiteMethod[LoraConfig]):
         shapes: dict[str, type[LoraSite]] = {"linear": LoraLinear, "embedding": LoraEmbedding, "conv": LoraConv}
         return shapes[layer.kind](config, layer, dtype)  # type: ignore[call-arg]
 
-    def default_targets(self, model_type: str) -> list[str] | None:
-        return lora_targets(model_type)
+    def default_targets(self, model_type: str) -> list[str] | str | None:
+        return LORA_TARGETS.get(model_type)
 
     def biases(self, config: LoraConfig) -> str:
         return config.bias

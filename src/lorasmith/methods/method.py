@@ -37,7 +37,7 @@ class SiteMethod(Method[T], Generic[T]):
         """
 
     @abstractmethod
-    def default_targets(self, model_type: str) -> list[str] | None:
+    def default_targets(self, model_type: str) -> list[str] | str | None:
         """Target modules for a model type, None where there is no known choice."""
 
     def prepare(self, config: T, model_type: str) -> None:

@@ -25,7 +25,10 @@ class PromptTuningInit(StrEnum):
 
 @dataclass
 class PromptTuningConfig(AdapterConfig):
-    """PEFT's fields and defaults. Raises AttachError without virtual tokens, or for TEXT without a text and tokenizer."""
+    """PEFT's fields and defaults.
+
+    Raises AttachError without virtual tokens, or for TEXT without a text and a tokenizer.
+    """
 
     METHOD: ClassVar[PeftType] = PeftType.PROMPT_TUNING
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lorasmith.errors import FormatError
-from lorasmith.formats import NESTED_BLOCKSIZE, dynamic_codebook
+from lorasmith.formats import NESTED_BLOCKSIZE, dynamic_map
 from lorasmith.ops import (
     Nested,
     dequantize_blockwise,
@@ -76,7 +76,7 @@ class QuantizedWeight(nn.Module):
         """The scales as the ops take them: f32 [blocks], or codes [blocks] and what they are nested in."""
         if self.nested_scales is None or self.nested_offset is None:
             return self.scales.view(torch.float32), None
-        codebook = dynamic_codebook(self.weight.device)
+        codebook = dynamic_map(self.weight.device)
         offset = self.nested_offset.view(torch.float32)[0]
         return self.scales, Nested(self.nested_scales.view(torch.float32), offset, codebook, NESTED_BLOCKSIZE)
 

@@ -1,0 +1,156 @@
+"""A module with adapters: the one wrapper that serves every method, number format and number of adapters."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from lorasmith.errors import AttachError
+from lorasmith.methods import Site, dense_weight
+from lorasmith.quantized import QuantizedWeight, dense_module
+
+
+class Adapted(nn.Module):
+    """base_layer with the sites of any number of adapters; the active ones act, in the order of their names' list.
+
+    The tensors of the sites are registered by slot and adapter, as PEFT names them: `lora_A.default.weight`.
+    """
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        # the sites' children are registered below, so the sites themselves must not be
+        self.__dict__["sites"] = {}
+        self.active: list[str] = []
+        self.enabled = True
+        self.merged: list[str] = []
+        # (weight, bias) before a merge in place: a sum and a difference of roundings is not the identity
+        self._unmerged: tuple[Tensor, Tensor | None] | None = None
+
+    def add(self, adapter: str, site: Site) -> None:
+        """Place site here under the adapter's name."""
+        self.sites[adapter] = site
+        for slot, child in site.named_children():
+            if slot not in self._modules:
+                self.add_module(slot, nn.ModuleDict())
+            self.slot(slot)[adapter] = child
+
+    def remove(self, adapter: str) -> None:
+        """Take the adapter's site away."""
+        site = self.sites.pop(adapter)
+        for slot, _ in site.named_children():
+            del self.slot(slot)[adapter]
+            if not self.slot(slot):
+                del self._modules[slot]
+        self.active = [name for name in self.active if name != adapter]
+
+    def slot(self, name: str) -> nn.ModuleDict:
+        """The tensors of this name of all adapters."""
+        found = self._modules[name]
+        assert isinstance(found, nn.ModuleDict)
+        return found
+
+    def acting(self) -> list[Site]:
+        """The sites that change the output now."""
+        if not self.enabled or self.merged:
+            return []
+        return [self.sites[name] for name in self.active if name in self.sites]
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The base layer's output, changed by the acting sites."""
+        sites = self.acting()
+        changed = x
+        for site in sites:
+            changed = site.before(changed)
+        y = self.base_layer(changed, *args, **kwargs)
+        for site in sites:
+            y = site.after(x, y, self._dense)
+        return y
+
+    def _dense(self) -> Tensor:
+        return dense_weight(self.base_layer)
+
+    def deltas(self, adapters: list[str]) -> tuple[Tensor, Tensor | None]:
+        """The weight [out, in, ...] in f32 and the bias that the base would have with these adapters merged."""
+        weight = dense_weight(self.base_layer, torch.float32)
+        old = self.base_layer._parameters.get("bias")
+        bias = None if old is None else old.detach().float()
+        for name in adapters:
+            if name not in self.sites:
+                continue
+            site = self.sites[name]
+            extra = site.delta_bias(bias)
+            weight = weight + site.delta(weight)
+            if extra is not None:
+                bias = extra if bias is None else bias + extra.to(bias.dtype)
+        return weight, bias
+
+    def merge_(self, adapters: list[str]) -> None:
+        """Add these adapters to the dense base weight, one rounding in all; `unmerge_` restores the bits.
+
+        Raises AttachError over a quantized base, whose rounding would erase a small adapter.
+        """
+        if isinstance(self.base_layer, QuantizedWeight):
+            raise AttachError("the base is quantized: merging in place would erase small adapters; merge and unload")
+        if self.merged:
+            raise AttachError(f"adapters {self.merged} are merged already; unmerge first")
+        base = self.base_layer
+        self._unmerged = (base.weight.detach().clone(), None if base.bias is None else base.bias.detach().clone())
+        self._store(*self.deltas(adapters))
+        self.merged = list(adapters)
+
+    def unmerge_(self) -> None:
+        """Put back the weight from before the merge, bit for bit."""
+        if self._unmerged is None:
+            return
+        weight, bias = self._unmerged
+        self.base_layer.weight.data.copy_(weight)
+        if bias is not None:
+            self.base_layer.bias.data.copy_(bias)
+        self._unmerged, self.merged = None, []
+
+    def _store(self, weight: Tensor, bias: Tensor | None) -> None:
+        base = self.base_layer
+        value = weight.T if isinstance(base, Conv1D) else weight
+        base.weight.data.copy_(value)
+        if bias is not None and base.bias is None:
+            raise AttachError("the adapter has a bias and the base has none; merge and unload instead")
+        if bias is not None:
+            base.bias.data.copy_(bias)
+
+    @torch.no_grad()
+    def merged_layer(self, adapters: list[str], dtype: torch.dtype | None) -> nn.Module:
+        """A dense layer with these adapters added to the weight in f32, then rounded once to dtype."""
+        self.unmerge_()
+        weight, bias = self.deltas([name for name in adapters if name in self.sites])
+        base = self.base_layer
+        target = dtype or (base.dtype if isinstance(base, QuantizedWeight) else base.weight.dtype)
+        layer = dense_module(base) if isinstance(base, QuantizedWeight) else base
+        value = weight.T if isinstance(layer, Conv1D) else weight
+        layer.weight = nn.Parameter(value.to(target).contiguous(), requires_grad=False)
+        if bias is not None:
+            layer.bias = nn.Parameter(bias.to(target), requires_grad=False)
+        return layer
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's stored weight: some models read its type or device."""
+        return self.base_layer.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's bias."""
+        return self.base_layer._parameters.get("bias")
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":
+                raise
+            return getattr(self.base_layer, name)
+
+    def extra_repr(self) -> str:
+        active = ", ".join(self.active) or "none"
+        return f"active: {active}" + (f", merged: {', '.join(self.merged)}" if self.merged else "")

@@ -1,0 +1,177 @@
+"""The book of a model's adapters: which there are, which act, which tensors are whose."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from lorasmith.attach.adapted import Adapted
+from lorasmith.attach.base_tensors import BaseTensors
+from lorasmith.attach.prompted import Prompted
+from lorasmith.attach.saved_module import SavedModule
+from lorasmith.attach.selection import base_modules
+from lorasmith.errors import AttachError, nearest
+from lorasmith.methods import AdapterConfig, Site
+
+# in front of every key of a PEFT file
+KEY_PREFIX = "base_model.model."
+PROMPT_KEY = "prompt_embeddings"
+
+
+class Adapters:
+    """All adapters of one model, by name. Tensors are found by identity, never by a piece of their name."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.configs: dict[str, AdapterConfig] = {}
+        self.active: list[str] = []
+        self.base_tensors: dict[str, BaseTensors] = {}
+        self.prompted: Prompted | None = None
+        self.enabled = True
+
+    def adapted(self) -> Iterator[tuple[str, Adapted]]:
+        """(path, wrapper) of every adapted module, in the model's order."""
+        return ((path, module) for path, module in base_modules(self.model) if isinstance(module, Adapted))
+
+    def saved_modules(self) -> Iterator[tuple[str, SavedModule]]:
+        """(path, wrapper) of every module that some adapter trains whole."""
+        return ((path, module) for path, module in base_modules(self.model) if isinstance(module, SavedModule))
+
+    def sites(self, name: str) -> list[tuple[str, Site]]:
+        """(path, site) of one adapter."""
+        self.check(name)
+        return [(path, module.sites[name]) for path, module in self.adapted() if name in module.sites]
+
+    def check(self, name: str) -> None:
+        """Raise AttachError, listing the adapters that there are, unless name is one of them."""
+        if name not in self.configs:
+            known = ", ".join(self.configs) or "none"
+            raise AttachError(f"adapter {name!r} does not exist; there are: {known}.{nearest(name, self.configs)}")
+
+    def activate(self, names: str | list[str], trainable: bool | None = None) -> None:
+        """Let these adapters act, and no others; their tensors train unless their config says inference_mode.
+
+        trainable overrules the configs.
+        """
+        chosen = [names] if isinstance(names, str) else list(names)
+        for name in chosen:
+            self.check(name)
+        prompts = [name for name in chosen if self.configs[name].is_prompt_learning]
+        if len(prompts) > 1 or (prompts and len(chosen) > 1):
+            raise AttachError(f"{', '.join(chosen)}: a soft prompt acts alone; activate one adapter")
+        self.active = chosen
+        for _, adapted in self.adapted():
+            adapted.active = chosen
+        for _, saved in self.saved_modules():
+            saved.active = next((name for name in reversed(chosen) if name in saved.modules_to_save), None)
+        if self.prompted is not None:
+            self.prompted.active = prompts[0] if prompts else None
+        self._place_base_tensors()
+        self._set_trainable(trainable)
+
+    def _place_base_tensors(self) -> None:
+        # originals first, so that two adapters over one tensor do not mix
+        acting = self.active if self.enabled else []
+        for name, tensors in self.base_tensors.items():
+            if name not in acting:
+                tensors.put(tuned=False)
+        for name in acting:
+            if name in self.base_tensors:
+                self.base_tensors[name].put(tuned=True)
+
+    def _set_trainable(self, trainable: bool | None) -> None:
+        for name, config in self.configs.items():
+            wanted = not config.inference_mode if trainable is None else trainable
+            for parameter in self.parameters(name):
+                parameter.requires_grad_(wanted and name in self.active)
+        # a base tensor can be shared by an active and an idle adapter
+        for name in self.active:
+            wanted = not self.configs[name].inference_mode if trainable is None else trainable
+            if name in self.base_tensors:
+                for parameter in self.base_tensors[name].parameters.values():
+                    parameter.requires_grad_(wanted)
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The bare base model for as long as the block lasts."""
+        before = self.enabled
+        self.enable(False)
+        try:
+            yield
+        finally:
+            self.enable(before)
+
+    def enable(self, enabled: bool) -> None:
+        """Switch all adapters on or off."""
+        self.enabled = enabled
+        for _, adapted in self.adapted():
+            adapted.enabled = enabled
+        for _, saved in self.saved_modules():
+            saved.enabled = enabled
+        if self.prompted is not None:
+            self.prompted.enabled = enabled
+        self._place_base_tensors()
+
+    def remove(self, name: str) -> None:
+        """Take one adapter off; wrappers that serve no adapter go too. The base tensors get their values back."""
+        self.check(name)
+        self.activate([other for other in self.active if other != name])
+        for path, adapted in list(self.adapted()):
+            if name in adapted.sites:
+                adapted.remove(name)
+            if not adapted.sites:
+                self.model.set_submodule(path, adapted.base_layer) if path else None
+        for path, saved in list(self.saved_modules()):
+            if name in saved.modules_to_save:
+                saved.remove(name)
+            if not saved.modules_to_save:
+                self.model.set_submodule(path, saved.original_module)
+        self.base_tensors.pop(name, None)
+        if self.prompted is not None and name in self.prompted.encoder:
+            del self.prompted.encoder[name]
+            if not self.prompted.encoder:
+                self.prompted.detach()
+                self.prompted = None
+        del self.configs[name]
+
+    def parameters(self, name: str) -> list[nn.Parameter]:
+        """The tensors that belong to one adapter, each once."""
+        found: dict[int, nn.Parameter] = {}
+        for _, site in self.sites(name):
+            found |= {id(p): p for p in site.parameters()}
+        for _, saved in self.saved_modules():
+            if name in saved.modules_to_save:
+                found |= {id(p): p for p in saved.modules_to_save[name].parameters()}
+        if self.prompted is not None and name in self.prompted.encoder:
+            found |= {id(p): p for p in self.prompted.encoder[name].parameters()}
+        if name in self.base_tensors:
+            found |= {id(p): p for p in self.base_tensors[name].parameters.values()}
+        return list(found.values())
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The adapter's tensors by their keys in a PEFT file: views to save from or to load into.
+
+        Soft prompts and tensors of the base are not among them: these are values, not places.
+        """
+        found: dict[str, Tensor] = {}
+        for path, site in self.sites(name):
+            own = dict(site.named_parameters())
+            found |= {f"{KEY_PREFIX}{path}.{key}": own[tensor].data for tensor, key in site.file_keys().items()}
+        for path, saved in self.saved_modules():
+            if name in saved.modules_to_save:
+                state = saved.modules_to_save[name].state_dict()
+                found |= {f"{KEY_PREFIX}{path}.{key}": value for key, value in state.items()}
+        return found
+
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        """(name, parameter) of everything that trains now."""
+        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+
+
+def adapters_of(model: nn.Module) -> Adapters:
+    """The book of model's adapters; a model without one gets an empty one."""
+    book = model.__dict__.get("adapters_book")
+    if not isinstance(book, Adapters):
+        book = Adapters(model)
+        model.__dict__["adapters_book"] = book
+    return book

@@ -1,0 +1,236 @@
+"""Adapters as files: PEFT's folder with `adapter_config.json` and `adapter_model.safetensors`."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lorasmith.atomic import atomic_path
+from lorasmith.attach.adapted import Adapted
+from lorasmith.attach.adapters import KEY_PREFIX, PROMPT_KEY, Adapters, adapters_of
+from lorasmith.attach.placing import attach
+from lorasmith.attach.selection import base_modules
+from lorasmith.errors import AdapterError
+from lorasmith.methods import AdapterConfig, config_from_fields, dense_weight, read_config_fields
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+SaveEmbeddings = bool | Literal["auto"]
+
+
+def adapter_state(
+    model: nn.Module, name: str = "default", save_embeddings: SaveEmbeddings = "auto"
+) -> dict[str, Tensor]:
+    """The adapter's tensors by their keys in PEFT's file, detached, without the adapter's name.
+
+    save_embeddings adds the embeddings (and an untied head); "auto" does so where they were resized or adapted.
+    """
+    book = adapters_of(model)
+    state = {key: value.detach() for key, value in book.tensors(name).items()}
+    if book.prompted is not None and name in book.prompted.encoder:
+        state[PROMPT_KEY] = book.prompted.encoder[name].embeddings().detach()
+    if name in book.base_tensors:
+        state |= book.base_tensors[name].values()
+    if save_embeddings is True or (save_embeddings == "auto" and _embeddings_changed(book, name)):
+        state |= _embedding_tensors(book)
+    return state
+
+
+def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor], name: str = "default") -> None:
+    """Load tensors with PEFT's keys into an attached adapter.
+
+    Raises AdapterError, listing them, for missing or unexpected keys and for other shapes; then nothing is loaded.
+    """
+    book = adapters_of(model)
+    book.check(name)
+    state = dict(state)
+    places = book.tensors(name)
+    embeddings = _take_embeddings(book, state, set(places))
+    base = book.base_tensors[name].values() if name in book.base_tensors else {}
+    prompt = book.prompted.encoder[name] if book.prompted is not None and name in book.prompted.encoder else None
+    wanted = places | base | ({PROMPT_KEY: prompt.embeddings()} if prompt is not None else {})
+    _check_keys(state, wanted, lenient=_untrained_biases(book, state, wanted))
+    _restore_embeddings(book, embeddings)
+    with torch.no_grad():
+        for key, value in state.items():
+            if key in places:
+                places[key].copy_(value)
+            elif key in base:
+                book.base_tensors[name].load(key, value)
+            elif key == PROMPT_KEY and prompt is not None:
+                prompt.load_embeddings(value)
+
+
+def save_adapter(
+    model: nn.Module, folder: str | Path, name: str = "default", save_embeddings: SaveEmbeddings = "auto"
+) -> None:
+    """Write the adapter into folder as PEFT does; a name other than "default" gets a folder of its own inside."""
+    book = adapters_of(model)
+    book.check(name)
+    folder = Path(folder) if name == "default" else Path(folder) / name
+    # safetensors refuses tensors that share memory, as tied embeddings do
+    state = {
+        key: value.clone().contiguous().cpu() for key, value in adapter_state(model, name, save_embeddings).items()
+    }
+    with atomic_path(folder / WEIGHTS_FILE) as path:
+        save_file(state, path, metadata={"format": "pt"})
+    config = book.configs[name]
+    fields = config.to_dict() | {"inference_mode": True}
+    type(config).from_dict(fields).save_pretrained(folder)
+
+
+def load_adapter(
+    model: nn.Module, folder: str | Path, name: str = "default", trainable: bool = False, float32: bool = True
+) -> Adapters:
+    """Attach the adapter that lies in folder and load its tensors; it trains only if trainable.
+
+    Raises AdapterError for a folder without an adapter, damaged or pickled weights, and tensors that do not fit.
+    """
+    config = config_from_fields(read_config_fields(folder))
+    config.inference_mode = not trainable
+    state = read_adapter_tensors(folder)
+    _resize_embeddings(model, state)
+    book = attach(model, config, name, float32)
+    try:
+        load_adapter_state(model, state, name)
+    except AdapterError as error:
+        book.remove(name)
+        raise AdapterError(f"{Path(folder) / WEIGHTS_FILE}: {error}") from None
+    return book
+
+
+def read_adapter_tensors(folder: str | Path) -> dict[str, Tensor]:
+    """The tensors of folder's adapter_model.safetensors by key.
+
+    Raises AdapterError where the file is missing, pickled or damaged.
+    """
+    path = Path(folder) / WEIGHTS_FILE
+    if not path.is_file():
+        pickled = path.with_suffix(".bin")
+        if pickled.is_file():
+            raise AdapterError(f"{pickled} is a pickle, which can run code; convert it to {WEIGHTS_FILE} first")
+        raise AdapterError(f"{path} does not exist; name a folder that holds a saved adapter")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise AdapterError(f"{path} is damaged ({error}); copy or download it again") from None
+
+
+def _check_keys(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], lenient: set[str]) -> None:
+    problems = [f"missing {key}" for key in wanted if key not in state and key not in lenient]
+    problems += [f"unexpected {key}" for key in state if key not in wanted and key not in lenient]
+    problems += [
+        f"{key} has shape {tuple(state[key].shape)}, the model needs {tuple(wanted[key].shape)}"
+        for key in wanted
+        if key in state and state[key].shape != wanted[key].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise AdapterError(f"the adapter does not fit the model: {'; '.join(problems[:5])}{more}")
+
+
+def _untrained_biases(book: Adapters, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> set[str]:
+    """Keys of biases that one of PEFT's files may lack or add.
+
+    With bias="lora_only" PEFT saves none of the adapted modules' biases, and with "all" also those of heads.
+    """
+    if not any(key.endswith(".bias") for key in wanted):
+        return set()
+    model_biases = {f"{KEY_PREFIX}{path}.bias" for path, module in base_modules(book.model) if path}
+    return {key for key in state if key in model_biases}
+
+
+def _embedding_layers(book: Adapters) -> dict[str, nn.Module]:
+    """The input embedding and, if it is not tied, the head, by path."""
+    model = book.model
+    if not isinstance(model, PreTrainedModel):
+        return {}
+    wanted = [layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None]
+    found = {path: module for path, module in base_modules(model) if any(module is layer for layer in wanted)}
+    weights: dict[int, str] = {}
+    for path, module in found.items():
+        base = module.base_layer if isinstance(module, Adapted) else module
+        weights.setdefault(id(base._parameters.get("weight")), path)
+    return {path: found[path] for path in weights.values()}
+
+
+def _embedding_tensors(book: Adapters) -> dict[str, Tensor]:
+    tensors = {}
+    for path, module in _embedding_layers(book).items():
+        adapted = isinstance(module, Adapted)
+        base = module.base_layer if isinstance(module, Adapted) else module
+        if layer_is_dense(base):
+            tensors[f"{KEY_PREFIX}{path}.{'base_layer.' if adapted else ''}weight"] = dense_weight(base)
+    return tensors
+
+
+def layer_is_dense(module: nn.Module) -> bool:
+    """Whether module holds a floating-point weight of its own."""
+    weight = module._parameters.get("weight")
+    return weight is not None and weight.is_floating_point()
+
+
+def _embeddings_changed(book: Adapters, name: str) -> bool:
+    layers = _embedding_layers(book)
+    if any(isinstance(module, Adapted) and name in module.sites for module in layers.values()):
+        return True
+    base = book.configs[name].base_model_name_or_path
+    config = Path(base) / "config.json" if base else None
+    if config is None or not config.is_file():
+        return False
+    rows = json.loads(config.read_text(encoding="utf-8")).get("vocab_size")
+    current = getattr(book.model.config, "vocab_size", rows)
+    return rows is not None and rows != current
+
+
+def _embedding_keys(model: nn.Module) -> dict[str, nn.Module]:
+    """Every key under which a file may hold the input embedding or the head, and the module that it means."""
+    if not isinstance(model, PreTrainedModel):
+        return {}
+    layers = [model.get_input_embeddings(), model.get_output_embeddings()]
+    return {
+        f"{KEY_PREFIX}{path}.{deeper}weight": module
+        for path, module in base_modules(model)
+        if any(module is layer for layer in layers)
+        for deeper in ("", "base_layer.")
+    }
+
+
+def _take_embeddings(book: Adapters, state: dict[str, Tensor], own: set[str]) -> dict[str, Tensor]:
+    """Remove from state, and return, whole embeddings that were saved beside the adapter."""
+    return {key: state.pop(key) for key in _embedding_keys(book.model) if key in state and key not in own}
+
+
+def _resize_embeddings(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give the model as many rows as the embedding that was saved beside the adapter has."""
+    rows = {state[key].shape[0] for key in _embedding_keys(model) if key in state}
+    if not rows:
+        return
+    assert isinstance(model, PreTrainedModel)
+    if rows != {model.get_input_embeddings().weight.shape[0]}:
+        model.resize_token_embeddings(max(rows), mean_resizing=False)
+
+
+def _restore_embeddings(book: Adapters, embeddings: Mapping[str, Tensor]) -> None:
+    modules = _embedding_keys(book.model)
+    for key, value in embeddings.items():
+        module = modules[key]
+        base = module.base_layer if isinstance(module, Adapted) else module
+        if not layer_is_dense(base):
+            continue
+        if base.weight.shape != value.shape:
+            shapes = f"{tuple(value.shape)}, the model's {tuple(base.weight.shape)}"
+            raise AdapterError(f"{key} has shape {shapes}; resize the model's embeddings first")
+        base.weight.data.copy_(value)
+
+
+def new_adapter_config(config: AdapterConfig, model: nn.Module) -> AdapterConfig:
+    """config with the base model's name filled in."""
+    if config.base_model_name_or_path is None:
+        config.base_model_name_or_path = getattr(model, "name_or_path", None) or None
+    return config

@@ -1,0 +1,106 @@
+"""Merging adapters into the base, in place or for good, and taking them off."""
+
+import logging
+from collections import Counter
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from lorasmith.attach.adapters import Adapters, adapters_of
+from lorasmith.errors import AttachError
+from lorasmith.quantized import QuantizedWeight, dense_module
+
+log = logging.getLogger(__name__)
+
+
+def merge_in_place(model: nn.Module, names: list[str] | None = None) -> None:
+    """Add adapters (default: the active ones) to the weights of a dense base; `unmerge` restores every bit.
+
+    Raises AttachError over a quantized base and for a weight that another module shares.
+    """
+    book = adapters_of(model)
+    chosen = _mergeable(book, names)
+    uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    for path, adapted in book.adapted():
+        if uses[id(adapted.base_layer._parameters.get("weight"))] > 1:
+            raise AttachError(f"{path} shares its weight with another module; merge and unload, which unties them")
+    for _, adapted in book.adapted():
+        if any(name in adapted.sites for name in chosen):
+            adapted.merge_(chosen)
+
+
+def unmerge(model: nn.Module) -> None:
+    """Undo merge_in_place, bit for bit."""
+    for _, adapted in adapters_of(model).adapted():
+        adapted.unmerge_()
+
+
+def merge_and_unload(model: nn.Module, names: list[str] | None = None, dtype: torch.dtype | None = None) -> nn.Module:
+    """The dense model with adapters (default: the active ones) merged, nothing of them left.
+
+    Each weight is summed in f32 and rounded once to dtype (default: the type it was loaded in). Quantized layers
+    become dense. A merged weight that was tied to another is untied, and the config says so.
+    """
+    book = adapters_of(model)
+    chosen = _mergeable(book, names)
+    _untie(model, book)
+    for path, adapted in list(book.adapted()):
+        model.set_submodule(path, adapted.merged_layer(chosen, dtype))
+    for path, saved in list(book.saved_modules()):
+        acting = next((name for name in reversed(chosen) if name in saved.modules_to_save), None)
+        model.set_submodule(path, saved.modules_to_save[acting] if acting else saved.original_module)
+    for name, tensors in book.base_tensors.items():
+        tensors.put(tuned=name in chosen)
+    make_dense(model, dtype)
+    del model.__dict__["adapters_book"]
+    return model.requires_grad_(False)
+
+
+def unload(model: nn.Module) -> nn.Module:
+    """The base model as it was before any adapter."""
+    book = adapters_of(model)
+    unmerge(model)
+    for name in list(book.configs):
+        book.remove(name)
+    del model.__dict__["adapters_book"]
+    return model
+
+
+def make_dense(model: nn.Module, dtype: torch.dtype | None = None) -> None:
+    """Replace every quantized layer by a dense one and drop the quantization from the config; cast to dtype."""
+    for path, module in list(model.named_modules()):
+        if isinstance(module, QuantizedWeight):
+            model.set_submodule(path, dense_module(module))
+    if dtype is not None:
+        model.to(dtype)
+    if not isinstance(model, PreTrainedModel):
+        return
+    if dtype is not None:
+        model.config.dtype = dtype
+    for holder, name in ((model, "hf_quantizer"), (model.config, "quantization_config")):
+        if name in holder.__dict__:
+            delattr(holder, name)
+    model.__dict__.pop("quantization_method", None)
+    model.__dict__["is_quantized"] = False
+    model.config.__dict__.pop("_is_quantized", None)
+
+
+def _mergeable(book: Adapters, names: list[str] | None) -> list[str]:
+    chosen = list(book.active) if names is None else list(names)
+    for name in chosen:
+        book.check(name)
+        if book.configs[name].is_prompt_learning:
+            raise AttachError(f"adapter {name!r} is a soft prompt and cannot be merged into weights; keep the adapter")
+    return chosen
+
+
+def _untie(model: nn.Module, book: Adapters) -> None:
+    """Say in the config that embedding and head differ, where one of two tied weights is about to change."""
+    if not isinstance(model, PreTrainedModel) or not getattr(model.config, "tie_word_embeddings", False):
+        return
+    layers = [model.get_input_embeddings(), model.get_output_embeddings()]
+    wrapped = [module for _, module in [*book.adapted(), *book.saved_modules()]]
+    if any(module is layer for layer in layers for module in wrapped):
+        log.warning("the embedding and the head are no longer tied: the adapter changes one of them")
+        model.config.tie_word_embeddings = False

@@ -1,0 +1,179 @@
+"""Attaching: placing a method on a model, in place."""
+
+import copy
+import logging
+
+from torch import nn
+
+from lorasmith.attach.adapted import Adapted
+from lorasmith.attach.adapters import KEY_PREFIX, Adapters, adapters_of
+from lorasmith.attach.base_tensors import BaseTensors
+from lorasmith.attach.prompted import Prompted
+from lorasmith.attach.saved_module import SavedModule
+from lorasmith.attach.selection import base_modules, model_type, select
+from lorasmith.errors import AttachError, nearest
+from lorasmith.methods import (
+    AdapterConfig,
+    InputMethod,
+    SelectiveMethod,
+    SiteMethod,
+    TargetedConfig,
+    TaskType,
+    layer_spec,
+    method_of,
+    named,
+)
+from lorasmith.models.adopt import adopt_bitsandbytes_
+from lorasmith.models.families import HEADS
+
+log = logging.getLogger(__name__)
+
+
+def attach(model: nn.Module, config: AdapterConfig, adapter_name: str = "default", float32: bool = True) -> Adapters:
+    """Place the method that config describes on model, freeze the rest, and let the new adapter act.
+
+    Layers of bitsandbytes are taken over first. float32 keeps the adapter's own tensors in float32 beside 16-bit
+    weights. Raises AttachError, and changes nothing, where the config does not fit the model.
+    """
+    book = adapters_of(model)
+    _check_name(book, adapter_name)
+    adopt_bitsandbytes_(model)
+    config = copy.deepcopy(config)
+    method = method_of(config)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not book.configs:
+        _refuse_meta_mixture(model)
+        model.requires_grad_(False)
+    _complete_modules_to_save(model, config)
+    try:
+        if isinstance(method, SiteMethod):
+            assert isinstance(config, TargetedConfig)
+            _place_sites(book, config, method, adapter_name, float32)
+        elif isinstance(method, InputMethod):
+            _place_prompt(book, config, method, adapter_name)
+        elif isinstance(method, SelectiveMethod):
+            _place_selection(book, config, method, adapter_name)
+        _place_saved_modules(book, config, adapter_name)
+    except Exception:
+        book.configs[adapter_name] = config
+        book.remove(adapter_name)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        raise
+    book.configs[adapter_name] = config
+    book.activate([adapter_name])
+    return book
+
+
+def _check_name(book: Adapters, name: str) -> None:
+    if not name or "." in name:
+        raise AttachError(f"adapter name {name!r} must not be empty or hold a dot; choose a plain word")
+    if name in book.configs:
+        raise AttachError(f"adapter {name!r} exists already; choose another name or delete that one first")
+    if hasattr(nn.ModuleDict, name):
+        raise AttachError(f"adapter name {name!r} is taken by PyTorch's ModuleDict; choose another")
+
+
+def _refuse_meta_mixture(model: nn.Module) -> None:
+    devices = {parameter.device.type for parameter in model.parameters()}
+    if "meta" in devices and len(devices) > 1:
+        raise AttachError("some weights are on the meta device and some are not; load the model completely first")
+
+
+def _place_sites(book: Adapters, config: TargetedConfig, method: SiteMethod, name: str, float32: bool) -> None:  # type: ignore[type-arg]
+    method.prepare(config, model_type(book.model))
+    paths = select(book.model, config, method)
+    modules = dict(base_modules(book.model))
+    placed = []
+    for path in paths:
+        found = modules[path]
+        layer = layer_spec(found.base_layer if isinstance(found, Adapted) else found, path)
+        if layer is None:
+            raise AttachError(
+                f"target {path} is a {type(found).__name__}, not a linear layer, embedding or convolution; "
+                "name such a layer or exclude it"
+            )
+        placed.append((path, found, method.site(config, layer, float32)))
+    for path, found, site in placed:
+        adapted = found if isinstance(found, Adapted) else _wrap(book.model, path, found)
+        adapted.add(name, site)
+        site.train(found.training)
+    _place_biases(book, method.biases(config), paths, name)
+
+
+def _wrap(model: nn.Module, path: str, module: nn.Module) -> Adapted:
+    if not path:
+        raise AttachError("the model itself is the target; wrap the layer in a model, such as nn.Sequential(layer)")
+    adapted = Adapted(module)
+    adapted.train(module.training)
+    model.set_submodule(path, adapted)
+    return adapted
+
+
+def _place_biases(book: Adapters, which: str, paths: list[str], name: str) -> None:
+    if which == "none":
+        return
+    chosen = {}
+    for path, module in base_modules(book.model):
+        base = module.base_layer if isinstance(module, Adapted) else module
+        if isinstance(module, SavedModule) or (which != "all" and path not in paths):
+            continue
+        bias = base._parameters.get("bias")
+        if bias is not None:
+            # an adapted module's own tensors lie one step deeper, also in PEFT's files
+            deeper = "base_layer." if isinstance(module, Adapted) else ""
+            chosen[f"{KEY_PREFIX}{path}.{deeper}bias"] = bias
+    book.base_tensors[name] = BaseTensors(chosen)
+
+
+def _place_prompt(book: Adapters, config: AdapterConfig, method: InputMethod, name: str) -> None:  # type: ignore[type-arg]
+    prompted = book.prompted or Prompted(book.model)
+    book.prompted = prompted
+    spec = layer_spec(prompted.embedding)
+    if spec is None:
+        raise AttachError(f"the input embedding is a {type(prompted.embedding).__name__}; soft prompts need its width")
+    prompted.encoder[name] = method.prompt(config, prompted.embedding, spec.out_features)
+
+
+def _place_selection(book: Adapters, config: AdapterConfig, method: SelectiveMethod, name: str) -> None:  # type: ignore[type-arg]
+    chosen = {}
+    for path, module in base_modules(book.model):
+        if isinstance(module, SavedModule):
+            continue
+        base = module.base_layer if isinstance(module, Adapted) else module
+        deeper = "base_layer." if isinstance(module, Adapted) else ""
+        for tensor, parameter in base.named_parameters(recurse=False):
+            full = f"{path}.{tensor}" if path else tensor
+            if parameter.is_floating_point() and method.selects(config, full, parameter):
+                chosen[f"{KEY_PREFIX}{path}.{deeper}{tensor}"] = parameter
+    if not chosen:
+        raise AttachError(
+            f"{config.METHOD.value} selects no tensor of {type(book.model).__name__} (a model without biases has "
+            "none to train); choose another method, such as LoRA"
+        )
+    book.base_tensors[name] = BaseTensors(chosen)
+
+
+def _complete_modules_to_save(model: nn.Module, config: AdapterConfig) -> None:
+    """A classifier's head is new, so it is always trained and saved, as in PEFT."""
+    if config.task_type not in (TaskType.SEQ_CLS, TaskType.TOKEN_CLS):
+        return
+    heads = [name for name, _ in model.named_children() if name in HEADS]
+    wanted = list(config.modules_to_save or [])
+    config.modules_to_save = wanted + [name for name in heads if name not in wanted] or None
+
+
+def _place_saved_modules(book: Adapters, config: AdapterConfig, name: str) -> None:
+    modules = [(path, module) for path, module in base_modules(book.model) if path]
+    for wanted in config.modules_to_save or []:
+        found = [(path, module) for path, module in modules if named(path, wanted)]
+        if not found:
+            known = sorted({path.rpartition(".")[2] for path, _ in modules})
+            raise AttachError(f"modules_to_save: no module is named {wanted!r}.{nearest(wanted, known)}")
+        for path, module in found:
+            if isinstance(module, Adapted):
+                raise AttachError(f"modules_to_save: {path} is adapted already; leave it out of one of the two")
+            saved = module if isinstance(module, SavedModule) else SavedModule(module)
+            saved.add(name)
+            if saved is not module:
+                book.model.set_submodule(path, saved)

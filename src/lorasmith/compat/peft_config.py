@@ -1,0 +1,45 @@
+"""Configs by PEFT's names, and an adapter's tensors by PEFT's functions."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lorasmith.attach import adapter_state, load_adapter_state
+from lorasmith.compat.peft_model import PeftModel, adapter_folder
+from lorasmith.methods import AdapterConfig, config_from_fields, read_config_fields
+
+
+class PeftConfig:
+    """Reads the config of any adapter; each method's own class holds the fields."""
+
+    @staticmethod
+    def from_pretrained(model_id: str | Path, **hub: Any) -> AdapterConfig:
+        """The config in a folder or hub repository, as the class of its method."""
+        return config_from_fields(read_config_fields(adapter_folder(model_id, **hub)))
+
+
+def get_peft_config(config_dict: dict[str, Any]) -> AdapterConfig:
+    """The config of the method that config_dict["peft_type"] names."""
+    return config_from_fields(config_dict)
+
+
+def get_peft_model_state_dict(
+    model: nn.Module,
+    state_dict: Mapping[str, Tensor] | None = None,
+    adapter_name: str = "default",
+    save_embedding_layers: bool | str = "auto",
+    **unused: Any,
+) -> dict[str, Tensor]:
+    """The adapter's tensors in PEFT's file keys. state_dict is not needed: tensors are found by identity."""
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    return adapter_state(inner, adapter_name, save_embedding_layers)  # type: ignore[arg-type]
+
+
+def set_peft_model_state_dict(
+    model: nn.Module, peft_model_state_dict: Mapping[str, Tensor], adapter_name: str = "default", **unused: Any
+) -> None:
+    """Load tensors with PEFT's file keys; AdapterError lists what is missing or unexpected."""
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    load_adapter_state(inner, peft_model_state_dict, adapter_name)

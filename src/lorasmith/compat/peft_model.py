@@ -1,0 +1,366 @@
+"""PeftModel: the wrapper that PEFT's users write against."""
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from lorasmith.attach import (
+    Adapters,
+    adapter_state,
+    adapters_of,
+    attach,
+    load_adapter,
+    merge_and_unload,
+    merge_in_place,
+    save_adapter,
+    unload,
+    unmerge,
+)
+from lorasmith.errors import AdapterError
+from lorasmith.methods import AdapterConfig, config_from_fields, read_config_fields
+from lorasmith.models.hub import Source, fetch
+from lorasmith.quantized import count_parameters
+
+
+class AdaptedBase(nn.Module):
+    """The level between wrapper and model that PEFT has: `base_model.model`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the adapted model returns."""
+        return self.model(*args, **kwargs)
+
+    def merge_and_unload(self, progressbar: bool = False, safe_merge: bool = False) -> nn.Module:
+        """The dense model with the active adapters merged."""
+        return merge_and_unload(self.model)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "model":
+                raise
+            return getattr(self.model, name)
+
+
+class _Forward:
+    """`forward` with the signature of the base model's: Trainer drops the data columns that it does not find there."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __get__(self, instance: "PeftModel | None", owner: type) -> Callable[..., Any]:
+        if instance is None:
+            return self.function
+        bound = functools.partial(self.function, instance)
+        bound.__signature__ = inspect.signature(instance.get_base_model().forward)  # type: ignore[attr-defined]
+        return bound
+
+
+def _forward(self: "PeftModel", *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
+    """What the adapted model returns."""
+    if labels is not None:
+        kwargs["labels"] = labels
+    return self.base_model(*args, **kwargs)
+
+
+class PeftModel(nn.Module):
+    """A model with adapters; its attributes are the base model's wherever it has none of its own.
+
+    Once peft is imported, `isinstance(model, peft.PeftModel)` holds too: Trainer and TRL know adapters by nothing else.
+    """
+
+    # Trainer reads this where peft is absent: save the state dict, which holds only adapters
+    _hf_peft_config_loaded = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        peft_config: AdapterConfig,
+        adapter_name: str = "default",
+        autocast_adapter_dtype: bool = True,
+        **unused: Any,
+    ) -> None:
+        super().__init__()
+        self.base_model = AdaptedBase(model)
+        attach(model, _with_base_name(peft_config, model), adapter_name, autocast_adapter_dtype)
+
+    @classmethod
+    def around(cls, model: nn.Module) -> Self:
+        """The wrapper of a model that carries adapters already."""
+        wrapper = cls.__new__(cls)
+        nn.Module.__init__(wrapper)
+        wrapper.base_model = AdaptedBase(model)
+        return wrapper
+
+    forward = _Forward(_forward)
+
+    # --- what stands where
+
+    def get_base_model(self) -> nn.Module:
+        """The model inside, adapters and all."""
+        return self.base_model.model
+
+    @property
+    def adapters(self) -> Adapters:
+        """The book of the adapters."""
+        return adapters_of(self.base_model.model)
+
+    @property
+    def peft_config(self) -> dict[str, AdapterConfig]:
+        """Configs by adapter."""
+        return self.adapters.configs
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """Names of the adapters that act."""
+        return list(self.adapters.active)
+
+    @property
+    def active_adapter(self) -> str:
+        """Name of the adapter that acts (the first, of several)."""
+        return self.adapters.active[0]
+
+    @property
+    def active_peft_config(self) -> AdapterConfig:
+        """Config of the active adapter."""
+        return self.peft_config[self.active_adapter]
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """(trainable, all) parameters, counted as elements of the dense weights."""
+        count = count_parameters(self)
+        return count.trainable, count.total
+
+    def print_trainable_parameters(self) -> None:
+        """Print how many parameters train, in PEFT's words."""
+        trainable, total = self.get_nb_trainable_parameters()
+        share = 100 * trainable / total
+        print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {share:.4f}")
+
+    # --- living with adapters
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Let one adapter (or several) act, and train unless inference_mode."""
+        self.adapters.activate(adapter_name, trainable=not inference_mode)
+
+    def add_adapter(
+        self, adapter_name: str, peft_config: AdapterConfig, low_cpu_mem_usage: bool = False, **unused: Any
+    ) -> None:
+        """Attach one more adapter; the active ones stay active."""
+        before = self.active_adapters
+        attach(self.get_base_model(), _with_base_name(peft_config, self.get_base_model()), adapter_name)
+        self.adapters.activate(before or adapter_name)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Remove one adapter."""
+        self.adapters.remove(adapter_name)
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """The bare base model for as long as the block lasts."""
+        with self.adapters.disabled():
+            yield
+
+    def enable_adapters(self) -> None:
+        """Switch the adapters on."""
+        self.adapters.enable(True)
+
+    def disable_adapters(self) -> None:
+        """Switch the adapters off."""
+        self.adapters.enable(False)
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Merge into a dense base in place; unmerge_adapter restores every bit."""
+        merge_in_place(self.get_base_model(), adapter_names)
+
+    def unmerge_adapter(self) -> None:
+        """Undo merge_adapter."""
+        unmerge(self.get_base_model())
+
+    def merge_and_unload(
+        self,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> nn.Module:
+        """The dense model with the active adapters merged; a quantized base becomes dense, never requantized."""
+        return merge_and_unload(self.get_base_model(), adapter_names, dtype)
+
+    def unload(self) -> nn.Module:
+        """The base model without adapters."""
+        return unload(self.get_base_model())
+
+    # --- files
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        safe_serialization: bool = True,
+        selected_adapters: list[str] | None = None,
+        save_embedding_layers: bool | str = "auto",
+        is_main_process: bool = True,
+        **unused: Any,
+    ) -> None:
+        """Write every adapter (or the selected ones) as PEFT does; pickles are refused."""
+        if not safe_serialization:
+            raise AdapterError("safe_serialization=False would write a pickle, which can run code; leave it at True")
+        if not is_main_process:
+            return
+        for name in selected_adapters or list(self.peft_config):
+            save_adapter(self.get_base_model(), save_directory, name, save_embedding_layers)  # type: ignore[arg-type]
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: nn.Module,
+        model_id: str | Path,
+        adapter_name: str = "default",
+        is_trainable: bool = False,
+        config: AdapterConfig | None = None,
+        autocast_adapter_dtype: bool = True,
+        **hub: Any,
+    ) -> "PeftModel":
+        """model with the adapter from a folder or hub name attached; it trains only if is_trainable."""
+        folder = adapter_folder(model_id, **hub)
+        chosen = config or config_from_fields(read_config_fields(folder))
+        load_adapter(model, folder, adapter_name, is_trainable, autocast_adapter_dtype)
+        wrapper = wrapper_class(chosen).around(model)
+        wrapper.eval()
+        return wrapper
+
+    def load_adapter(
+        self,
+        model_id: str | Path,
+        adapter_name: str,
+        is_trainable: bool = False,
+        autocast_adapter_dtype: bool = True,
+        **hub: Any,
+    ) -> None:
+        """Load one more adapter; the active ones stay active. Loading over an existing one replaces its tensors."""
+        folder = adapter_folder(model_id, **hub)
+        before = self.active_adapters
+        if adapter_name in self.peft_config:
+            self.adapters.remove(adapter_name)
+        load_adapter(self.get_base_model(), folder, adapter_name, is_trainable, autocast_adapter_dtype)
+        self.adapters.activate(before or adapter_name)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The whole state with real peft at hand, which selects from it; else the active adapter in PEFT's keys."""
+        if "peft" in sys.modules or args or kwargs:
+            return super().state_dict(*args, **kwargs)
+        return adapter_state(self.get_base_model(), self.active_adapter)
+
+    # --- passing for PEFT's and transformers' own
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate with the active adapters."""
+        return self.get_base_model().generate(*args, **kwargs)
+
+    @property
+    def __class__(self) -> type:
+        peft = sys.modules.get("peft")
+        mine = type(self)
+        return mine if peft is None else getattr(peft, mine.__name__, getattr(peft, "PeftModel", mine))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # pickle compares __class__ with the type
+        return _blank, (type(self),), self.__dict__
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_model":
+                raise
+            return getattr(self.base_model.model, name)
+
+
+def _blank(kind: type[PeftModel]) -> PeftModel:
+    model = kind.__new__(kind)
+    nn.Module.__init__(model)
+    return model
+
+
+class PeftModelForCausalLM(PeftModel):
+    """A causal language model with adapters."""
+
+
+class PeftModelForSequenceClassification(PeftModel):
+    """A sequence classifier with adapters; its head trains too."""
+
+
+class PeftModelForSeq2SeqLM(PeftModel):
+    """A sequence-to-sequence model with adapters."""
+
+
+class PeftModelForTokenClassification(PeftModel):
+    """A token classifier with adapters; its head trains too."""
+
+
+class PeftModelForQuestionAnswering(PeftModel):
+    """A span predictor with adapters."""
+
+
+class PeftModelForFeatureExtraction(PeftModel):
+    """An encoder with adapters."""
+
+
+MODEL_OF_TASK: dict[str, type[PeftModel]] = {
+    "CAUSAL_LM": PeftModelForCausalLM,
+    "SEQ_CLS": PeftModelForSequenceClassification,
+    "SEQ_2_SEQ_LM": PeftModelForSeq2SeqLM,
+    "TOKEN_CLS": PeftModelForTokenClassification,
+    "QUESTION_ANS": PeftModelForQuestionAnswering,
+    "FEATURE_EXTRACTION": PeftModelForFeatureExtraction,
+}
+
+
+def wrapper_class(config: AdapterConfig) -> type[PeftModel]:
+    """The wrapper for the task that config names."""
+    return MODEL_OF_TASK.get(str(config.task_type), PeftModel)
+
+
+def get_peft_model(
+    model: nn.Module,
+    peft_config: AdapterConfig,
+    adapter_name: str = "default",
+    mixed: bool = False,
+    autocast_adapter_dtype: bool = True,
+    revision: str | None = None,
+    **unused: Any,
+) -> PeftModel:
+    """model, adapted in place and wrapped; everything but the adapter is frozen."""
+    if revision is not None:
+        peft_config.revision = revision
+    return wrapper_class(peft_config)(model, peft_config, adapter_name, autocast_adapter_dtype)
+
+
+def _with_base_name(config: AdapterConfig, model: nn.Module) -> AdapterConfig:
+    # PEFT writes the base's name into the config that it was given
+    if config.base_model_name_or_path is None:
+        config.base_model_name_or_path = getattr(model, "name_or_path", None) or None
+    return config
+
+
+def adapter_folder(
+    model_id: str | Path,
+    revision: str | None = None,
+    token: str | None = None,
+    local_files_only: bool = False,
+    subfolder: str | None = None,
+    **unused: Any,
+) -> Path:
+    """The folder of an adapter that is named by a path or a hub repository."""
+    folder = fetch(Source(model_id, revision=revision, token=token, offline=local_files_only))
+    return folder / subfolder if subfolder else folder
