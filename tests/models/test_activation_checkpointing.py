@@ -6,7 +6,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from lorasmith.errors import ModelError
-from lorasmith.models.activation_checkpointing import checkpoint_activations_, keep_activations_
+from lorasmith.models.activation_checkpointing import checkpoint_activations_, recomputed
 
 
 def build():
@@ -53,11 +53,10 @@ def test_no_gradient_flows_below_the_lowest_trained_layer():
     assert seen[:3] == [False, False, True]
 
 
-def test_it_can_be_taken_back():
+def test_it_can_last_for_a_block_alone():
     model = build()
-    checkpoint_activations_(model)
-    assert model.model.layers[0].gradient_checkpointing
-    keep_activations_(model)
+    with recomputed(model):
+        assert model.model.layers[0].gradient_checkpointing
     assert not model.model.layers[0].gradient_checkpointing
 
 

@@ -1,5 +1,8 @@
 """Activations that are made again in the backward instead of kept (gradient checkpointing)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -27,9 +30,15 @@ def checkpoint_activations_(model: nn.Module) -> None:
     model.disable_input_require_grads()
 
 
-def keep_activations_(model: PreTrainedModel) -> None:
-    """Undo checkpoint_activations_."""
-    if _RENAMED:
-        model.activation_checkpointing_disable()
-    else:
-        model.gradient_checkpointing_disable()
+@contextmanager
+def recomputed(model: nn.Module) -> Iterator[None]:
+    """checkpoint_activations_ while the block runs, and not after it."""
+    checkpoint_activations_(model)
+    assert isinstance(model, PreTrainedModel)
+    try:
+        yield
+    finally:
+        if _RENAMED:
+            model.activation_checkpointing_disable()
+        else:
+            model.gradient_checkpointing_disable()

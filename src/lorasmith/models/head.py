@@ -176,7 +176,7 @@ def _replaced_states(backbone: nn.Module, spread: float) -> Iterator[list[Tensor
         own = output.last_hidden_state
         assert own is not None
         states.append((torch.randn(own.shape, generator=generator) * spread).to(own))
-        output.last_hidden_state = states[-1]  # type: ignore[assignment]
+        output.last_hidden_state = states[-1]
         return output
 
     handle = backbone.register_forward_hook(replace)

@@ -1,0 +1,24 @@
+"""Training: one loop, its step, losses, optimizers, checkpoints and loggers."""
+
+from lorasmith.training.loggers import Logger, LoggerContext, loggers
+from lorasmith.training.loop import BatchStream, TrainingResult, run
+from lorasmith.training.loss import ClassificationLoss, Loss, SplitHeadLoss, WholeModelLoss, inputs, loss_for
+from lorasmith.training.run_folder import RunFolder
+from lorasmith.training.settings import TrainingSettings
+
+__all__ = [
+    "BatchStream",
+    "ClassificationLoss",
+    "Logger",
+    "LoggerContext",
+    "Loss",
+    "RunFolder",
+    "SplitHeadLoss",
+    "TrainingResult",
+    "TrainingSettings",
+    "WholeModelLoss",
+    "inputs",
+    "loggers",
+    "loss_for",
+    "run",
+]

@@ -1,0 +1,243 @@
+"""The training loop. It knows no dataset, evaluator or command line: what it needs is passed in."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+
+from lorasmith.data.batch import Batch
+from lorasmith.errors import RecipeError, RunError
+from lorasmith.models.activation_checkpointing import recomputed
+from lorasmith.training import checkpoint, random_state
+from lorasmith.training.loggers.jsonl import JsonLines
+from lorasmith.training.loggers.logger import Logger
+from lorasmith.training.loss import Loss, base_model, loss_for
+from lorasmith.training.memory import measure
+from lorasmith.training.optimizers import build
+from lorasmith.training.position import Interval, Position
+from lorasmith.training.run_folder import RunFolder
+from lorasmith.training.schedule import factor
+from lorasmith.training.settings import TrainingSettings
+from lorasmith.training.step import StepResult, TrainingStep
+
+logger = logging.getLogger(__name__)
+
+Evaluate = Callable[[], Mapping[str, float]]
+StopReason = Literal["finished", "patience"]
+
+
+class BatchStream(Protocol):
+    """Endless micro-batches whose position can be saved; the position counts what has been handed out."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def epoch_batches(self) -> int:
+        """Micro-batches of one pass over the data."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """The position, in what JSON can hold."""
+
+    def load_state_dict(self, state: Any) -> None:
+        """Go to a position."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a run ended; best and best_step are None without evaluation. loss is the last step's."""
+
+    steps: int
+    loss: float
+    best_metric: float | None
+    best_step: int | None
+    stopped_because: StopReason
+
+
+def run(
+    model: nn.Module,
+    loader: BatchStream,
+    settings: TrainingSettings,
+    folder: RunFolder,
+    *,
+    loss: Loss | None = None,
+    evaluate: Evaluate | None = None,
+    loggers: Sequence[Logger] = (),
+    resume: bool = False,
+) -> TrainingResult:
+    """Train what requires a gradient in model, in place, and leave it with the best evaluated weights (else the last).
+
+    loss is by default that of a causal language model. evaluate is called in evaluation mode, and its numbers are
+    logged with the prefix eval_. metrics.jsonl is always written. With resume the newest whole checkpoint is
+    continued: on the same machine with the same thread count every later number is bit-equal to an uninterrupted run.
+    The global random generators are seeded, or restored.
+    Raises RunError where a step cannot be taken (earlier checkpoints stay), RecipeError for a used folder.
+    """
+    if not resume:
+        folder.refuse_used()
+    parameters = checkpoint.trainable_parameters(model)
+    if not parameters:
+        raise RunError("the model has no parameter that requires a gradient; attach an adapter before training")
+    random_state.seed_all(settings.seed)
+    optimizer = build(parameters, settings)
+    step = TrainingStep(
+        parameters, optimizer, loss or loss_for(model, "causal"), settings.clip, _autocast(model, settings)
+    )
+    loop = _Loop(model, loader, settings, folder, step, evaluate, [JsonLines(folder.metrics), *loggers])
+    if resume:
+        loop.resume()
+    with recomputed(base_model(model)) if settings.gradient_checkpointing else nullcontext():
+        return loop.run()
+
+
+@dataclass
+class _Loop:
+    """One run's state."""
+
+    model: nn.Module
+    loader: BatchStream
+    settings: TrainingSettings
+    folder: RunFolder
+    step: TrainingStep
+    evaluate: Evaluate | None
+    loggers: Sequence[Logger]
+    position: Position = field(default_factory=Position)
+
+    def __post_init__(self) -> None:
+        self.total = self.settings.total_steps(self.loader.epoch_batches())
+        self.warmup = self.settings.warmup_steps(self.total)
+        self.device = next(iter(self.step.parameters.values())).device
+
+    def resume(self) -> None:
+        """Go to the newest whole checkpoint, or stay at the start where there is none."""
+        checkpoint.sweep(self.folder.checkpoints)
+        found = checkpoint.latest(self.folder.checkpoints)
+        if found is None:
+            logger.warning("%s has no whole checkpoint; the run starts from its beginning", self.folder.path)
+        else:
+            self.position, loader_state = checkpoint.restore(found, self.step.parameters, self.step.optimizer)
+            self.loader.load_state_dict(loader_state)
+        checkpoint.remove_after(self.folder.checkpoints, self.position.step)
+
+    def run(self) -> TrainingResult:
+        """Steps until the run is over; then the best weights."""
+        self.model.train()
+        try:
+            for each in self.loggers:
+                each.start(self.position.step, self.total)
+            stream = iter(self.loader)
+            while self._stop_reason() is None:
+                self._advance(stream)
+        finally:
+            for each in self.loggers:
+                each.close()
+        self._take_best()
+        reason = self._stop_reason()
+        assert reason is not None and self.position.loss is not None
+        best = (self.position.best, self.position.best_step)
+        return TrainingResult(self.position.step, self.position.loss, *best, reason)
+
+    def _stop_reason(self) -> StopReason | None:
+        if self.position.step >= self.total:
+            return "finished"
+        patience = self.settings.patience
+        return "patience" if patience is not None and self.position.poor_evaluations >= patience else None
+
+    def _advance(self, stream: Iterator[Batch]) -> None:
+        """One step and what is due after it. The order matters: a checkpoint at step n follows all lines of step n."""
+        learning_rate = self.settings.learning_rate * factor(
+            self.position.step, self.settings.schedule, self.warmup, self.total
+        )
+        result = self._timed_step(stream, learning_rate)
+        last = self.position.step >= self.total
+        if self._due(self.settings.log_every) or last:
+            self._log_interval(result, learning_rate)
+        improved = (self._due(self.settings.evaluate_every) or last) and self._evaluate()
+        if self._due(self.settings.save_every) or improved or self._stop_reason() is not None:
+            self._save()
+
+    def _due(self, every: int | None) -> bool:
+        return every is not None and self.position.step % every == 0
+
+    def _timed_step(self, stream: Iterator[Batch], learning_rate: float) -> StepResult:
+        began = time.perf_counter()
+        batches = [next(stream).to(self.device) for _ in range(self.settings.accumulation)]
+        try:
+            result = self.step(self.position.step + 1, batches, learning_rate)
+        except RunError as error:
+            raise type(error)(f"{error}. {self._last_good()}") from error
+        position = self.position
+        position.step += 1
+        position.loss = result.loss
+        position.interval.nll += result.nll
+        position.interval.supervised += result.supervised
+        position.interval.tokens += result.tokens
+        position.interval.seconds += time.perf_counter() - began
+        return result
+
+    def _log_interval(self, result: StepResult, learning_rate: float) -> None:
+        interval, memory = self.position.interval, measure(self.device)
+        self.position.interval = Interval()
+        self._log(
+            {
+                "loss": interval.nll / interval.supervised,
+                "lr": learning_rate,
+                "grad_norm": result.grad_norm,
+                "tokens_per_second": interval.tokens / interval.seconds,
+                "supervised_tokens": interval.supervised,
+                "memory_bytes": memory.now,
+                "memory_peak_bytes": memory.peak,
+            }
+        )
+
+    def _log(self, values: Mapping[str, float]) -> None:
+        for each in self.loggers:
+            each.log(self.position.step, values)
+
+    def _evaluate(self) -> bool:
+        """Evaluate and log; True where the best metric is better than ever."""
+        if self.evaluate is None:
+            return False
+        self.model.eval()
+        with torch.no_grad():
+            values = {_evaluation_name(name): float(value) for name, value in self.evaluate().items()}
+        self.model.train()
+        self._log(values)
+        name = self.settings.best_metric
+        if name not in values:
+            raise RecipeError(
+                f"training.best_metric={name!r} is not evaluated; choose one of {', '.join(sorted(values))}"
+            )
+        if not self.settings.is_better(values[name], self.position.best):
+            self.position.poor_evaluations += 1
+            return False
+        self.position.best, self.position.best_step = values[name], self.position.step
+        self.position.poor_evaluations = 0
+        return True
+
+    def _save(self) -> None:
+        folder = self.folder.checkpoints
+        checkpoint.save(folder, self.step.parameters, self.step.optimizer, self.position, self.loader.state_dict())
+        checkpoint.prune(folder, self.settings.keep_checkpoints, self.position.best_step)
+
+    def _take_best(self) -> None:
+        if self.position.best_step in (None, self.position.step):
+            return
+        best = checkpoint.at_step(self.folder.checkpoints, self.position.best_step)
+        if best is None:
+            raise RunError(
+                f"the best checkpoint, of step {self.position.best_step}, is gone or damaged in "
+                f"{self.folder.checkpoints}; the last one is whole"
+            )
+        checkpoint.load_trainable_(best, self.step.parameters)
+
+    def _last_good(self) -> str:
+        found = checkpoint.latest(self.folder.checkpoints)
+        return "No checkpoint had been written yet" if found is None else f"The last good checkpoint is {found.path}"
+
+
+def _evaluation_name(name: str) -> str:
+    return name if name.startswith("eval_") else f"eval_{name}"

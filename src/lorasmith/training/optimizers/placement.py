@@ -1,0 +1,34 @@
+"""Where an optimizer's state lies between steps."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+
+class Placement(ABC):
+    """Chooses the memory of kept tensors, and brings them to the parameter's device for an update."""
+
+    @abstractmethod
+    def place(self, kept: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Kept tensors, moved to where they lie between steps."""
+
+    @abstractmethod
+    def fetch(self, kept: dict[str, Tensor], like: Tensor) -> dict[str, Tensor]:
+        """Kept tensors on the device of like, for an update."""
+
+    @abstractmethod
+    def put_back_(self, kept: dict[str, Tensor], fetched: dict[str, Tensor]) -> None:
+        """Store what the update has made of fetched."""
+
+
+class BesideParameter(Placement):
+    """On the device of the parameter, always."""
+
+    def place(self, kept: dict[str, Tensor]) -> dict[str, Tensor]:
+        return kept
+
+    def fetch(self, kept: dict[str, Tensor], like: Tensor) -> dict[str, Tensor]:
+        return kept
+
+    def put_back_(self, kept: dict[str, Tensor], fetched: dict[str, Tensor]) -> None:
+        return

@@ -1,0 +1,103 @@
+"""What a training run is told, checked before anything is loaded."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from lorasmith.errors import RecipeError, nearest
+
+Schedule = Literal["linear", "cosine", "constant"]
+Precision = Literal["auto", "bf16", "fp32"]
+
+_COUNTS = (
+    "max_steps",
+    "batch_size",
+    "accumulation",
+    "keep_checkpoints",
+    "log_every",
+    "evaluate_every",
+    "save_every",
+    "patience",
+)
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Length, optimizer, precision and cadence of a run.
+
+    One step is accumulation micro-batches of batch_size examples (or packs). Exactly one of max_steps and epochs
+    ends the run; with neither given it is one epoch. warmup is a number of steps, or below 1 a fraction of them.
+    weight_decay falls on matrices only. evaluate_every, save_every and log_every count steps; None is only at the
+    end, where the run is evaluated and saved in any case. patience is how many evaluations in a row may pass without
+    a better best_metric before the run stops; None never stops.
+    Raises RecipeError, naming the field, for a value out of range.
+    """
+
+    max_steps: int | None = None
+    epochs: float | None = None
+    batch_size: int = 8
+    accumulation: int = 1
+    learning_rate: float = 2e-4
+    schedule: Schedule = "linear"
+    warmup: float = 0.03
+    optimizer: str = "adamw"
+    clip: float | None = 1.0
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    dtype: Precision = "auto"
+    gradient_checkpointing: bool = False
+    evaluate_every: int | None = None
+    save_every: int | None = 200
+    log_every: int = 1
+    patience: int | None = None
+    best_metric: str = "eval_loss"
+    higher_is_better: bool = False
+    keep_checkpoints: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_steps is not None and self.epochs is not None:
+            raise RecipeError(
+                f"training has both max_steps={self.max_steps} and epochs={self.epochs}; keep one of them"
+            )
+        for name in _COUNTS:
+            self._require(name, lambda value: value is None or value >= 1, "at least 1")
+        for name in ("weight_decay", "warmup"):
+            self._require(name, lambda value: value >= 0, "at least 0")
+        for name in ("epochs", "learning_rate", "eps"):
+            self._require(name, lambda value: value is None or 0 < value < math.inf, "above 0")
+        self._require("clip", lambda value: value is None or value > 0, "above 0, or null for no clipping")
+        self._require("betas", lambda value: all(0 <= beta < 1 for beta in value), "from 0 to below 1")
+        self._require_choice("schedule", get_args(Schedule))
+        self._require_choice("dtype", get_args(Precision))
+        if self.patience and not self.evaluate_every:
+            raise RecipeError(f"training.patience={self.patience} needs evaluations; set evaluate_every as well")
+
+    def total_steps(self, epoch_batches: int) -> int:
+        """Optimizer steps of the whole run, for an epoch of epoch_batches micro-batches."""
+        if self.max_steps is not None:
+            return self.max_steps
+        return max(1, math.ceil((self.epochs or 1.0) * epoch_batches / self.accumulation))
+
+    def warmup_steps(self, total_steps: int) -> int:
+        """Steps over which the learning rate rises."""
+        return math.ceil(self.warmup * total_steps) if self.warmup < 1 else int(self.warmup)
+
+    def is_better(self, value: float, best: float | None) -> bool:
+        """Whether value of best_metric beats best; NaN beats nothing."""
+        if math.isnan(value):
+            return False
+        return best is None or (value > best if self.higher_is_better else value < best)
+
+    def _require(self, name: str, holds: Callable[[Any], bool], rule: str) -> None:
+        value = getattr(self, name)
+        if not holds(value):
+            raise RecipeError(f"training.{name}={value} must be {rule}")
+
+    def _require_choice(self, name: str, choices: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        if value not in choices:
+            hint = " fp16 overflows in training; use bf16." if value in ("fp16", "float16") else nearest(value, choices)
+            raise RecipeError(f"training.{name}={value!r} must be one of {', '.join(choices)}.{hint}")

@@ -1,0 +1,97 @@
+"""One optimizer step: micro-batches in, moved parameters out, or an error that says why not."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lorasmith.data.batch import Batch
+from lorasmith.errors import RunError
+from lorasmith.training.loss import Loss
+from lorasmith.training.optimizers import Optimizer
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """nll is summed over supervised targets; tokens are those that are not padding."""
+
+    nll: float
+    supervised: int
+    tokens: int
+    grad_norm: float
+
+    @property
+    def loss(self) -> float:
+        """Mean nll of a target, in nats."""
+        return self.nll / self.supervised
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """Forward, backward, clip, optimizer. autocast is the dtype of activations, or None for the weights' own."""
+
+    parameters: Mapping[str, nn.Parameter]
+    optimizer: Optimizer
+    loss: Loss
+    clip: float | None
+    autocast: torch.dtype | None
+
+    def __call__(self, step: int, batches: Sequence[Batch], learning_rate: float) -> StepResult:
+        """Take step number step (from 1) on micro-batches, weighing each target equally.
+
+        Raises RunError, with parameters and optimizer unchanged, for no targets, a loss or gradient that is not
+        finite, and a loss that no trained parameter has a part in.
+        """
+        supervised = sum(batch.supervised for batch in batches)
+        if supervised == 0:
+            raise RunError(
+                f"step {step}: none of the {len(batches)} micro-batches has a token to learn from; "
+                "check loss_on, max_length and the chat template (all labels are masked)"
+            )
+        self.optimizer.zero_grad()
+        nll = sum(self._backward(step, batch, supervised) for batch in batches)
+        grad_norm = self._clip(step)
+        self.optimizer.step(learning_rate)
+        self.optimizer.zero_grad()
+        return StepResult(nll, supervised, sum(_tokens(batch) for batch in batches), grad_norm)
+
+    def _backward(self, step: int, batch: Batch, supervised: int) -> float:
+        if batch.supervised == 0:
+            return 0.0
+        device = batch.input_ids.device.type
+        with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
+            nll = self.loss(batch)
+        value = nll.item()
+        if not math.isfinite(value):
+            raise RunError(
+                f"step {step}: the loss is {value}; lower learning_rate or lengthen warmup, and check the data "
+                "and base model for NaN"
+            )
+        if not nll.requires_grad:
+            raise RunError(f"step {step}: the loss depends on no trained parameter; check target_modules")
+        (nll / supervised).backward()
+        return value
+
+    def _clip(self, step: int) -> float:
+        moved = [parameter for parameter in self.parameters.values() if parameter.grad is not None]
+        if not moved:
+            raise RunError(f"step {step}: no trained parameter received a gradient; check target_modules")
+        norm = nn.utils.clip_grad_norm_(moved, math.inf if self.clip is None else self.clip).item()
+        if not math.isfinite(norm):
+            self.optimizer.zero_grad()
+            raise RunError(
+                f"step {step}: the gradient's norm is {norm} though the loss is finite; lower learning_rate, "
+                "or train with dtype: fp32"
+            )
+        if norm == 0.0 and step == 1:
+            raise RunError(
+                "step 1: every gradient is exactly zero, so nothing would be learned; check that the adapter "
+                "is active and that its initial values are not all zero"
+            )
+        return norm
+
+
+def _tokens(batch: Batch) -> int:
+    return batch.input_ids.numel() if batch.attention_mask is None else int(batch.attention_mask.sum())
