@@ -1,7 +1,9 @@
 """The operations: one folder each, schema (the contract), reference (the specification), kernels for devices."""
 
+import lorasmith.ops.blockwise.cpu
 import lorasmith.ops.blockwise.reference
 import lorasmith.ops.blockwise_linear.reference
+import lorasmith.ops.rowwise.cpu
 import lorasmith.ops.rowwise.reference  # noqa: F401
 from lorasmith.ops.blockwise.schema import Nested, dequantize_blockwise, double_quantize, quantize_blockwise
 from lorasmith.ops.blockwise_linear.schema import blockwise_linear

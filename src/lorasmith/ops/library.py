@@ -8,14 +8,15 @@ import torch
 
 LIBRARY = torch.library.Library("lorasmith", "DEF")
 
-# op -> devices with a kernel of their own; every other device runs the reference.
+# op -> devices with a kernel of their own; every other device runs the reference. A kernel's file may be imported
+# before the one that declares its op.
 NATIVE_KERNELS: dict[str, set[str]] = {}
 
 
 def define(name: str, signature: str) -> None:
     """Declare lorasmith::name with the arguments and results of signature."""
     LIBRARY.define(name + signature)
-    NATIVE_KERNELS[name] = set()
+    NATIVE_KERNELS.setdefault(name, set())
 
 
 def implement_reference(name: str, function: Callable) -> None:
@@ -26,7 +27,7 @@ def implement_reference(name: str, function: Callable) -> None:
 def implement_native(name: str, device: Literal["cpu", "cuda"], function: Callable) -> None:
     """Serve name on device with a kernel of its own, in place of the reference."""
     LIBRARY.impl(name, function, device.upper())
-    NATIVE_KERNELS[name].add(device)
+    NATIVE_KERNELS.setdefault(name, set()).add(device)
 
 
 def implement_fake(name: str, function: Callable) -> None:

@@ -3,12 +3,23 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lorasmith.ops.library import NATIVE_KERNELS
+import torch
+
+from lorasmith.ops.library import NATIVE_KERNELS, reference_only
+from lorasmith.ops.native import absence, extension, kernels, level
+
+# Ops that consist of others and so need no kernel of their own.
+COMPOSED = {
+    "blockwise_linear": "dequantize_blockwise_out, then the device's own matmul",
+    "blockwise_linear_backward": "dequantize_blockwise_out, then the device's own matmul",
+    "rowwise_linear": "int8_matmul; large features in the device's own matmul",
+    "rowwise_linear_backward": "the device's own matmul",
+}
 
 
 @dataclass(frozen=True)
 class KernelStatus:
-    """One line of `lorasmith env`: what serves an op on a device."""
+    """One line of `lorasmith env`: what serves an op on a device, and why."""
 
     op: str
     device: str
@@ -17,5 +28,30 @@ class KernelStatus:
 
 
 def kernel_status() -> list[KernelStatus]:
-    """What serves each op on the CPU."""
-    return [KernelStatus(op, "cpu", "native" if "cpu" in d else "reference", "") for op, d in NATIVE_KERNELS.items()]
+    """What serves each op on each device type that this machine has, in order of op and device."""
+    devices = ["cpu"]
+    if torch.cuda.is_available():
+        devices.append("cuda")
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    return [_status(op, device) for op in sorted(NATIVE_KERNELS) for device in devices]
+
+
+def _status(op: str, device: str) -> KernelStatus:
+    if device in NATIVE_KERNELS[op]:
+        return KernelStatus(op, device, "native", _why_native(op))
+    if op in COMPOSED:
+        return KernelStatus(op, device, "reference", f"made of {COMPOSED[op]}")
+    if device != "cpu":
+        return KernelStatus(op, device, "reference", f"plain PyTorch: there is no {device} kernel yet")
+    if op == "int8_matmul" and not reference_only():
+        return KernelStatus(op, device, "reference", "the processor has no AVX-512")
+    if extension() is None:
+        return KernelStatus(op, device, "reference", absence())
+    return KernelStatus(op, device, "reference", "plain PyTorch: no kernel needed")
+
+
+def _why_native(op: str) -> str:
+    if op == "int8_matmul":
+        return "oneDNN int8 through torch._int_mm"
+    return f"{level()} of {', '.join(kernels().levels())}; {kernels().threading()}, {torch.get_num_threads()} threads"

@@ -1,0 +1,36 @@
+// Which instruction sets this build holds and this processor runs.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "blockwise.h"
+
+namespace lorasmith {
+
+// The usable levels, best last: "portable", then "avx2", "avx512".
+inline std::vector<std::string> usable_levels() {
+    std::vector<std::string> levels{"portable"};
+#ifdef LORASMITH_X86
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) levels.push_back("avx2");
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
+        levels.push_back("avx512");
+    }
+#endif
+    return levels;
+}
+
+inline Kernels kernels_at(const std::string& level) {
+    for (const std::string& usable : usable_levels()) {
+        if (usable != level) continue;
+#ifdef LORASMITH_X86
+        if (level == "avx512") return avx512_kernels();
+        if (level == "avx2") return avx2_kernels();
+#endif
+        return portable_kernels();
+    }
+    throw std::invalid_argument("level '" + level + "' is not one that this build and processor can run");
+}
+
+}  // namespace lorasmith

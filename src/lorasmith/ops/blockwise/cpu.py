@@ -1,0 +1,84 @@
+"""The blockwise ops on a CPU through csrc/: 4-bit codes, scales and values bit-equal to reference.py.
+
+What the extension lacks (8-bit codes, float16 values) goes to the reference.
+"""
+
+from math import prod
+
+import torch
+from torch import Tensor
+
+from lorasmith.ops.blockwise import reference
+from lorasmith.ops.blockwise.schema import bits_of
+from lorasmith.ops.library import implement_native
+from lorasmith.ops.native import extension, kernels, level
+
+INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+OUTPUT_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def quantize_blockwise(x: Tensor, codebook: Tensor, blocksize: int) -> tuple[Tensor, Tensor]:
+    """packed uint8, scales f32; see schema.py."""
+    if bits_of(codebook) != 4:
+        return reference.quantize_blockwise(x, codebook, blocksize)
+    flat = x.contiguous().view(-1)
+    if flat.dtype not in INPUT_DTYPES:
+        flat = flat.float()
+    midpoints, order = reference.boundaries(codebook)
+    packed = torch.empty(-(-flat.numel() // 2), dtype=torch.uint8)
+    scales = torch.empty(-(-flat.numel() // blocksize), dtype=torch.float32)
+    kernels().quantize_4bit(
+        flat, midpoints, order.to(torch.uint8), packed, scales, blocksize, torch.get_num_threads(), level()
+    )
+    return packed, scales
+
+
+def dequantize_blockwise(
+    packed: Tensor,
+    scales: Tensor,
+    codebook: Tensor,
+    blocksize: int,
+    shape: tuple[int, ...],
+    nested_scales: Tensor | None,
+    nested_offset: Tensor | None,
+    nested_codebook: Tensor | None,
+    nested_blocksize: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Values of dtype, of shape; see schema.py."""
+    out = torch.empty(shape, dtype=dtype)
+    nested = (nested_scales, nested_offset, nested_codebook, nested_blocksize)
+    dequantize_blockwise_out(packed, scales, codebook, blocksize, shape, *nested, out)
+    return out
+
+
+def dequantize_blockwise_out(
+    packed: Tensor,
+    scales: Tensor,
+    codebook: Tensor,
+    blocksize: int,
+    shape: tuple[int, ...],
+    nested_scales: Tensor | None,
+    nested_offset: Tensor | None,
+    nested_codebook: Tensor | None,
+    nested_blocksize: int,
+    out: Tensor,
+) -> None:
+    """As dequantize_blockwise, written into out."""
+    if bits_of(codebook) != 4 or out.dtype not in OUTPUT_DTYPES or prod(shape) == 0:
+        nested = (nested_scales, nested_offset, nested_codebook, nested_blocksize)
+        reference.dequantize_blockwise_out(packed, scales, codebook, blocksize, shape, *nested, out)
+        return
+    stored = (packed.view(-1), scales.view(-1), codebook, blocksize)
+    written = (out.view(-1), torch.get_num_threads(), level())
+    if nested_scales is None or nested_offset is None or nested_codebook is None:
+        kernels().dequantize_4bit(*stored, *written)
+    else:
+        nested_parts = (nested_scales.view(-1), nested_offset.view(-1), nested_codebook, nested_blocksize)
+        kernels().dequantize_4bit_nested(*stored, *nested_parts, *written)
+
+
+if extension() is not None:
+    implement_native("quantize_blockwise", "cpu", quantize_blockwise)
+    implement_native("dequantize_blockwise", "cpu", dequantize_blockwise)
+    implement_native("dequantize_blockwise_out", "cpu", dequantize_blockwise_out)

@@ -1,0 +1,50 @@
+"""The compiled kernels: whether they are here, and which of the processor's instruction sets they use."""
+
+import importlib
+import os
+from functools import cache
+from types import ModuleType
+
+from lorasmith.errors import DeviceError
+from lorasmith.ops.library import reference_only
+
+
+@cache
+def extension() -> ModuleType | None:
+    """lorasmith.ops._native, or None where the package was installed without it or it is switched off.
+
+    torch must be imported before: the extension then shares the OpenMP runtime that torch brings.
+    """
+    if reference_only():
+        return None
+    try:
+        return importlib.import_module("lorasmith.ops._native")
+    except ImportError:
+        return None
+
+
+def kernels() -> ModuleType:
+    """The extension, for code that runs only where it was found."""
+    module = extension()
+    assert module is not None, "a native kernel was registered without its extension"
+    return module
+
+
+@cache
+def level() -> str:
+    """The instruction set in use: LORASMITH_CPU_LEVEL, or the best that this processor has. Read once.
+
+    Raises DeviceError for one that this build or processor lacks.
+    """
+    usable = kernels().levels()
+    wanted = os.environ.get("LORASMITH_CPU_LEVEL") or usable[-1]
+    if wanted not in usable:
+        raise DeviceError(f"LORASMITH_CPU_LEVEL={wanted} cannot be used here; choose one of: {', '.join(usable)}")
+    return wanted
+
+
+def absence() -> str:
+    """Why the reference kernels serve the CPU."""
+    if reference_only():
+        return "LORASMITH_KERNELS=reference"
+    return "installed without the C++ extension (LORASMITH_NATIVE=0, or it was built for another Python)"
