@@ -20,6 +20,7 @@ from lorasmith.training.loss import Loss, base_model, loss_for
 from lorasmith.training.memory import measure
 from lorasmith.training.optimizers import build
 from lorasmith.training.position import Interval, Position
+from lorasmith.training.precision import autocast_dtype
 from lorasmith.training.run_folder import RunFolder
 from lorasmith.training.schedule import factor
 from lorasmith.training.settings import TrainingSettings
@@ -83,9 +84,8 @@ def run(
         raise RunError("the model has no parameter that requires a gradient; attach an adapter before training")
     random_state.seed_all(settings.seed)
     optimizer = build(parameters, settings)
-    step = TrainingStep(
-        parameters, optimizer, loss or loss_for(model, "causal"), settings.clip, _autocast(model, settings)
-    )
+    loss = loss or loss_for(model, "causal")
+    step = TrainingStep(parameters, optimizer, loss, settings.clip, autocast_dtype(model, settings.dtype))
     loop = _Loop(model, loader, settings, folder, step, evaluate, [JsonLines(folder.metrics), *loggers])
     if resume:
         loop.resume()
