@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from lorasmith.cli.options import AdaptersOption, Device, DeviceOption, QuantizationOption, TrustOption
-from lorasmith.recipes.generate import GenerationSettings, Speaker, load_speaker, read_prompts
+from lorasmith.recipes.generate import Speaker, load_speaker, read_prompts
+from lorasmith.recipes.generation import GenerationSettings
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 

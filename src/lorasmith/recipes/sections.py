@@ -5,6 +5,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from lorasmith.quantized import Scheme
+from lorasmith.training.settings import Precision, Schedule, TrainingSettings
+
+_TRAINING = TrainingSettings()
 
 
 class Section(BaseModel):
@@ -50,9 +53,11 @@ class DataSource(Section):
     """One source of examples. A bare string is its path."""
 
     path: str = Field(description="file (JSONL, JSON, CSV, Parquet, text) or a name of the `datasets` library")
-    split: str | None = Field(None, description="which split of a `datasets` name")
-    weight: float = Field(1.0, gt=0, description="share of this source in the mixture, relative to the others")
+    split: str | None = Field(None, description="which split of a `datasets` name, or files of a folder")
+    subset: str | None = Field(None, description="configuration of a `datasets` name that has several")
+    weight: float = Field(1.0, gt=0, description="passes over this source an epoch; 0.5 takes half of it")
     shape: str | None = Field(None, description="what the columns mean; null: recognised by their names")
+    columns: dict[str, str] = Field({}, description="where the file has other names: {our column: its column}")
     limit: int | None = Field(None, gt=0, description="use at most this many records")
 
 
@@ -70,9 +75,8 @@ class DataSection(Section):
     max_length: int = Field(1024, gt=1, description="tokens an example may have; longer text is cut into windows")
     packing: bool = Field(True, description="fill rows with several examples, attention kept inside each")
     loss_on: Literal["auto", "completions", "assistant", "all"] = Field(
-        "auto", description="tokens that are learned; auto: answers of dialogues, everything of plain text"
+        "auto", description="what is learned; auto: all answers of dialogues and prompts, every token of plain text"
     )
-    columns: dict[str, str] = Field({}, description="where the file has other names: {our column: its column}")
     labels: list[str] | None = Field(None, description="class names in order; null: found in the training data")
 
     @field_validator("train", mode="before")
@@ -96,29 +100,37 @@ class EvaluationSection(Section):
 
 
 class TrainingSection(Section):
-    """How the adapter is trained."""
+    """How the adapter is trained: the fields, defaults and rules of TrainingSettings."""
 
-    max_steps: int | None = Field(None, gt=0, description="optimizer steps; null: by epochs")
-    epochs: float | None = Field(None, gt=0, description="passes over the data, where max_steps is null; null: 3")
-    batch_size: int = Field(8, gt=0, description="examples (packs, with packing) a micro-batch")
-    accumulation: int = Field(1, gt=0, description="micro-batches an optimizer step")
-    learning_rate: float = Field(2e-4, gt=0, description="peak learning rate")
-    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="decay after the warm-up")
-    warmup: float = Field(0.03, ge=0, description="warm-up: steps (1 or more), or a fraction of all steps (below 1)")
-    clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: unclipped")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled decay a step, times the learning rate")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's averages of gradient and square")
-    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
-    dtype: Literal["auto", "bf16", "fp32"] = Field("auto", description="type of the activations")
-    gradient_checkpointing: bool = Field(False, description="recompute layers in the backward pass to save memory")
-    evaluate_every: int | None = Field(None, gt=0, description="steps between evaluations; null: at the end only")
-    save_every: int | None = Field(None, gt=0, description="steps between checkpoints; null: at the end only")
-    log_every: int = Field(1, gt=0, description="steps between lines of metrics.jsonl")
-    patience: int | None = Field(None, gt=0, description="stop after this many evaluations without a better loss")
-    keep_checkpoints: int = Field(2, gt=0, description="how many of the newest checkpoints stay on disk")
+    max_steps: int | None = Field(_TRAINING.max_steps, description="optimizer steps; null: by epochs")
+    epochs: float | None = Field(_TRAINING.epochs, description="passes over the data; null, without max_steps: 1")
+    batch_size: int = Field(_TRAINING.batch_size, description="examples (packs, with packing) a micro-batch")
+    accumulation: int = Field(_TRAINING.accumulation, description="micro-batches an optimizer step")
+    learning_rate: float = Field(_TRAINING.learning_rate, description="peak learning rate")
+    schedule: Schedule = Field(_TRAINING.schedule, description="decay after the warm-up")
+    warmup: float = Field(_TRAINING.warmup, description="warm-up in steps, or below 1 as a fraction of all steps")
+    optimizer: str = Field(_TRAINING.optimizer, description="optimizer by name")
+    clip: float | None = Field(_TRAINING.clip, description="largest norm of the gradient; null: unclipped")
+    weight_decay: float = Field(_TRAINING.weight_decay, description="decoupled decay, on matrices only")
+    betas: tuple[float, float] = Field(_TRAINING.betas, description="AdamW's averages of gradient and square")
+    eps: float = Field(_TRAINING.eps, description="AdamW's epsilon")
+    dtype: Precision = Field(_TRAINING.dtype, description="type of the activations")
+    gradient_checkpointing: bool = Field(
+        _TRAINING.gradient_checkpointing, description="recompute layers in the backward pass to save memory"
+    )
+    evaluate_every: int | None = Field(_TRAINING.evaluate_every, description="steps between evaluations; null: the end")
+    save_every: int | None = Field(_TRAINING.save_every, description="steps between checkpoints; null: at the end")
+    log_every: int = Field(_TRAINING.log_every, description="steps between lines of metrics.jsonl")
+    patience: int | None = Field(_TRAINING.patience, description="evaluations without a better score before it stops")
+    best_metric: str = Field(_TRAINING.best_metric, description="which score decides the best checkpoint")
+    higher_is_better: bool = Field(_TRAINING.higher_is_better, description="whether a larger best_metric is better")
+    keep_checkpoints: int = Field(_TRAINING.keep_checkpoints, description="newest checkpoints that stay on disk")
 
     @model_validator(mode="after")
-    def _patience_needs_evaluations(self) -> "TrainingSection":
-        if self.patience is not None and self.evaluate_every is None:
-            raise ValueError("patience counts evaluations, so set evaluate_every too")
+    def _holds(self) -> "TrainingSection":
+        self.settings(seed=0)
         return self
+
+    def settings(self, seed: int) -> TrainingSettings:
+        """The settings of the loop; raises RecipeError, naming the field, for a value out of range."""
+        return TrainingSettings(**self.model_dump(), seed=seed)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from lorasmith.doctor.finding import Finding, warning
 from lorasmith.doctor.job.registry import Job, job_checks
-from lorasmith.planning import readable
+from lorasmith.planning.memory_plan import readable
 
 
 @job_checks.register("memory")

@@ -13,18 +13,19 @@ PROBE_BYTES = 8192
 
 @place_checks.register("folder")
 def folder(place: Place) -> Iterator[Finding]:
-    """The output is a folder, or can become one, and a file can be written where it will stand.
-
-    Raises WriteError with the reason: a missing permission, a full disk, a read-only file system.
-    """
+    """The output is a folder, or can become one, and a file can be written where it will stand."""
     if place.output.exists() and not place.output.is_dir():
         yield error(f"output={place.output} is a file; name a folder")
     else:
-        probe(next(path for path in [place.output, *place.output.parents] if path.is_dir()))
+        require_writable(place.output)
 
 
-def probe(folder: Path) -> None:
-    """Writes and removes a small file in folder."""
-    path = folder / ".lorasmith-probe"
-    write_bytes(path, bytes(PROBE_BYTES))
-    path.unlink()
+def require_writable(output: Path) -> None:
+    """Writes and removes a small file where output will stand.
+
+    Raises WriteError with the reason: a missing permission, a full disk, a read-only file system.
+    """
+    standing = next(path for path in [output, *output.absolute().parents] if path.is_dir())
+    probe = standing / ".lorasmith-probe"
+    write_bytes(probe, bytes(PROBE_BYTES))
+    probe.unlink()

@@ -1,0 +1,151 @@
+"""A run on a model that is loaded and adapted: score, train, score again, save, report."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lorasmith.attach import save_adapter
+from lorasmith.evaluation import Scores
+from lorasmith.quantized import count_parameters, stored_bytes
+from lorasmith.recipes.dataset import Dataset
+from lorasmith.recipes.outcome import Outcome, Summary
+from lorasmith.recipes.prepare import context_of
+from lorasmith.recipes.recipe import Recipe
+from lorasmith.recipes.samples import Prompt, choose_prompts, generate_samples
+from lorasmith.recipes.scoring import as_json, numbers, scorer
+from lorasmith.recipes.streams import Layout, layout_of, scoring_loader, training_loader
+from lorasmith.report import render_report
+from lorasmith.training import Logger, LoggerContext, RunFolder, TrainingResult, loggers, loss_for, run
+from lorasmith.training.memory import measure
+
+Echo = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that a run needs once the model stands. adapter is the name of the one that trains."""
+
+    recipe: Recipe
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    dataset: Dataset
+    folder: RunFolder
+    adapter: str = "default"
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """The folder of a finished run, scores before and after ({metric: {value, low, high, n}}), and how it ended."""
+
+    folder: Path
+    before: dict[str, dict[str, float]] | None
+    after: dict[str, dict[str, float]] | None
+    training: TrainingResult
+
+    @property
+    def adapter(self) -> Path:
+        """The folder of the trained adapter."""
+        return RunFolder(self.folder).adapter
+
+
+def carry_out(work: Work, echo: Echo, *, resume: bool = False) -> FinishedRun:
+    """Scores, trains, scores again, and fills the run folder; the model keeps its best weights.
+
+    With resume the scores from before training are those of the first time. Raises RunError where training fails;
+    checkpoints stay.
+    """
+    began = time.perf_counter()
+    layout = layout_of(work.model, work.recipe)
+    if layout.note:
+        echo(f"note: {layout.note}")
+    score = _scorer(work, layout)
+    prompts = _prompts(work)
+    outcome = Outcome.read(work.folder.evaluation) if resume else None
+    if outcome is None:
+        outcome = _before(work, score, prompts)
+        outcome.write(work.folder.evaluation)
+    result = _train(work, layout, score, resume)
+    outcome.after = as_json(score() if score else None)
+    _save(work)
+    for sample, text in zip(outcome.samples, _generations(work, prompts)):
+        sample["after"] = text
+    outcome.write(work.folder.evaluation)
+    _summary(work, result, time.perf_counter() - began).write(work.folder.path)
+    render_report(work.folder.path)
+    for line in outcome.lines():
+        echo(line)
+    return FinishedRun(work.folder.path, outcome.before, outcome.after, result)
+
+
+def _scorer(work: Work, layout: Layout) -> Callable[[], Scores] | None:
+    if not work.dataset.validation:
+        return None
+    recipe = work.recipe
+    loader = scoring_loader(work.dataset.validation, layout, recipe.training.batch_size, work.tokenizer)
+    return scorer(work.model, loader, recipe.task, recipe.evaluation.max_batches)
+
+
+def _prompts(work: Work) -> list[Prompt]:
+    if work.recipe.task != "causal":
+        return []
+    return choose_prompts(work.recipe.evaluation, work.dataset.validation or work.dataset.train, work.tokenizer)
+
+
+def _before(work: Work, score: Callable[[], Scores] | None, prompts: list[Prompt]) -> Outcome:
+    texts = _generations(work, prompts)
+    samples: list[dict[str, str | None]] = [
+        {"prompt": prompt.text, "expected": prompt.expected, "before": text, "after": None}
+        for prompt, text in zip(prompts, texts)
+    ]
+    return Outcome(as_json(score() if score else None), None, samples)
+
+
+def _generations(work: Work, prompts: list[Prompt]) -> list[str]:
+    section, context = work.recipe.evaluation, context_of(work.model)
+    return generate_samples(work.model, work.tokenizer, prompts, section, context)
+
+
+def _train(work: Work, layout: Layout, score: Callable[[], Scores] | None, resume: bool) -> TrainingResult:
+    recipe = work.recipe
+    return run(
+        work.model,
+        training_loader(work.dataset.train, layout, recipe, work.tokenizer),
+        recipe.training.settings(recipe.seed),
+        work.folder,
+        loss=loss_for(work.model, recipe.task),
+        evaluate=(lambda: numbers(score())) if score else None,
+        loggers=_loggers(work),
+        resume=resume,
+    )
+
+
+def _loggers(work: Work) -> list[Logger]:
+    context = LoggerContext(work.folder, work.recipe.model_dump(mode="json"))
+    return [loggers[name](context) for name in ["progress", *work.recipe.loggers]]
+
+
+def _save(work: Work) -> None:
+    save_adapter(work.model, work.folder.adapter, work.adapter)
+    work.tokenizer.save_pretrained(work.folder.adapter)
+
+
+def _summary(work: Work, result: TrainingResult, seconds: float) -> Summary:
+    count = count_parameters(work.model)
+    return Summary(
+        model=work.recipe.model.path,
+        method=work.recipe.method["name"],
+        trainable_parameters=count.trainable,
+        total_parameters=count.total,
+        model_bytes=stored_bytes(work.model),
+        adapter_bytes=sum(file.stat().st_size for file in work.folder.adapter.glob("*.safetensors")),
+        steps=result.steps,
+        loss=result.loss,
+        best_metric=result.best_metric,
+        best_step=result.best_step,
+        stopped_because=result.stopped_because,
+        seconds=seconds,
+        peak_memory_bytes=measure(work.model.device).peak,
+    )

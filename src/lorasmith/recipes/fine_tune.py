@@ -1,0 +1,66 @@
+"""The fine-tuning job, from a recipe to a finished run folder."""
+
+from pathlib import Path
+
+import torch
+
+from lorasmith.atomic import write_text
+from lorasmith.attach import attach
+from lorasmith.errors import RecipeError
+from lorasmith.quantized import count_parameters
+from lorasmith.recipes.base_model import load_base
+from lorasmith.recipes.carry_out import Echo, FinishedRun, Work, carry_out
+from lorasmith.recipes.method_section import method_config
+from lorasmith.recipes.prepare import Prepared, prepare, storage_of
+from lorasmith.recipes.reading import read_recipe, write_recipe
+from lorasmith.recipes.recipe import Recipe
+from lorasmith.recipes.tokenizers import fit_embeddings_
+from lorasmith.training import RunFolder
+
+
+def fine_tune(recipe: Recipe, echo: Echo = print, *, resume: bool = False) -> FinishedRun:
+    """Checks, loads, adapts, trains, scores and saves what recipe describes; echo gets lines for the user.
+
+    Everything that shows without weights is checked before any is read. Raises InputError for what is wrong with the
+    input, RunError for work that could not be finished.
+    """
+    folder = RunFolder(Path(recipe.resolved().output))
+    if not resume:
+        folder.refuse_used()
+    prepared = prepare(recipe)
+    for line in [*prepared.dataset.lines, *map(str, prepared.findings)]:
+        echo(line)
+    write_recipe(prepared.recipe, folder.recipe)
+    if prepared.plan is not None:
+        write_text(folder.plan, prepared.plan.to_json())
+    finished = carry_out(_work(prepared, folder, echo), echo, resume=resume)
+    echo(f"adapter: {folder.adapter}")
+    echo(f"report: {folder.report}")
+    return finished
+
+
+def resume_run(path: Path, echo: Echo = print) -> FinishedRun:
+    """Continues the run in the folder path from its last whole checkpoint, by the recipe that lies there."""
+    folder = RunFolder(path.expanduser().absolute())
+    if not folder.recipe.is_file():
+        raise RecipeError(f"{path} holds no recipe.yaml; name the folder of a run that was begun")
+    recipe = read_recipe(folder.recipe).model_copy(update={"output": str(folder.path)})
+    return fine_tune(recipe, echo, resume=True)
+
+
+def _work(prepared: Prepared, folder: RunFolder, echo: Echo) -> Work:
+    """The model with its weights and a fresh adapter, random parts decided by the recipe's seed alone."""
+    recipe = prepared.recipe
+    loaded = load_base(recipe.model, storage_of(recipe), recipe.device, seed=recipe.seed)
+    for line in loaded.report.lines():
+        echo(line)
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        fit_embeddings_(loaded.model, prepared.tokenizer)
+        attach(loaded.model, method_config(recipe.method, recipe.task, recipe.model.path))
+    if recipe.task == "classification":
+        names = dict(enumerate(prepared.dataset.label_names))
+        loaded.model.config.id2label = names
+        loaded.model.config.label2id = {name: number for number, name in names.items()}
+    echo(str(count_parameters(loaded.model)))
+    return Work(recipe, loaded.model, prepared.tokenizer, prepared.dataset, folder)

@@ -1,0 +1,76 @@
+"""Continuing tokens with a model as it stands, streamed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+
+from lorasmith.errors import InputError
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How text is continued: its length in tokens, and sampling (temperature 0 takes the likeliest token)."""
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    raw: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
+        if self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise InputError(f"temperature={self.temperature}, top_p={self.top_p}: use 0 or more, and 0 < top_p <= 1")
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of transformers' generate."""
+        if self.temperature == 0:
+            return {"max_new_tokens": self.max_new_tokens, "do_sample": False, "temperature": None, "top_p": None}
+        sampling = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+        return {"max_new_tokens": self.max_new_tokens, **sampling}
+
+
+class _Pieces(TextStreamer):
+    """Hands finished pieces of text to a function instead of printing them."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, hand_over: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.hand_over = hand_over
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self.hand_over(text)
+
+
+@torch.no_grad()
+def continue_tokens(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    input_ids: Tensor,
+    settings: GenerationSettings,
+    on_text: Callable[[str], None] = lambda piece: None,
+) -> str:
+    """What model says after input_ids [1, T], without special tokens; handed to on_text piece by piece.
+
+    The global random generators are left as they were.
+    """
+    ids = input_ids.to(model.device)
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            pad_token_id=_padding(tokenizer),
+            streamer=_Pieces(tokenizer, on_text),
+            **settings.arguments(),
+        )
+    return str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
+
+
+def _padding(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((number for number in ids if number is not None), None)

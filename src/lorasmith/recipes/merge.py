@@ -1,0 +1,43 @@
+"""Merging an adapter into its base on disk."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from lorasmith.atomic import atomic_folder
+from lorasmith.attach import WEIGHTS_FILE, adapters_of, load_adapter, merge_and_unload
+from lorasmith.doctor.place.folder import require_writable
+from lorasmith.errors import AdapterError
+from lorasmith.models.checkpoint import quantization_of
+from lorasmith.models.tensor_file import read_header
+from lorasmith.recipes.base_model import DTYPES, Storage, load_base, open_base
+from lorasmith.recipes.inspection import inspection_lines
+from lorasmith.recipes.subject import find_subject, tokenizer_of
+
+
+def merge_adapter(path: str, out: Path, *, base: str | None, dtype: str, device: str) -> Iterator[str]:
+    """Writes to out the dense model of type dtype with the adapter at path merged in; yields lines on what was done.
+
+    The sum is made on the weights as the base stores them: in 16 or 32 bits, unless the base itself is quantized.
+    Raises AdapterError for a path without an adapter, WriteError where out cannot be written: before a weight is read.
+    """
+    subject = find_subject(path, base=base)
+    if not subject.adapters:
+        raise AdapterError(f"{path} is no adapter and no run; name the folder of one, and the base with --model")
+    checkpoint = open_base(subject.base)
+    tokenizer = tokenizer_of(subject, checkpoint)
+    (name, folder) = next(iter(subject.adapters.items()))
+    read_header(folder / WEIGHTS_FILE)
+    require_writable(out)
+    if quantization_of(checkpoint.config) is not None:
+        yield f"note: {subject.base.path} is stored quantized; its rounding is part of the merged weights"
+    dense = Storage(subject.storage.task, None, subject.storage.labels)
+    # summed in 32 bits and rounded once
+    loaded = load_base(subject.base, dense, device)
+    load_adapter(loaded.model, folder, name)
+    adapted = len(list(adapters_of(loaded.model).adapted()))
+    merged = merge_and_unload(loaded.model, [name], DTYPES[dtype])
+    with atomic_folder(out) as temporary:
+        merged.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    yield f"merged {folder} into {adapted} layers of {subject.base.path}"
+    yield from inspection_lines(str(out))

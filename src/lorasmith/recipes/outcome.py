@@ -1,0 +1,66 @@
+"""What a run leaves besides its adapter: evaluation.json and summary.json."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lorasmith.atomic import write_text
+
+SUMMARY = "summary.json"
+
+
+@dataclass
+class Outcome:
+    """Scores and generations before and after; after stays empty until training is over.
+
+    Scores are {metric: {value, low, high, n}}.
+    """
+
+    before: dict[str, Any] | None = None
+    after: dict[str, Any] | None = None
+    samples: list[dict[str, str | None]] = field(default_factory=list)
+
+    def write(self, path: Path) -> None:
+        """Writes evaluation.json."""
+        write_text(path, json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> "Outcome | None":
+        """What write wrote; None where there is no such file yet."""
+        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+    def lines(self) -> list[str]:
+        """A line a metric: before, after, with 95 % intervals."""
+        names = list(self.after or self.before or {})
+        return [f"{name}: {_shown(self.before, name)} -> {_shown(self.after, name)}" for name in names]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The run in numbers. peak_memory_bytes is of the process, or of the accelerator."""
+
+    model: str
+    method: str
+    trainable_parameters: int
+    total_parameters: int
+    model_bytes: int
+    adapter_bytes: int
+    steps: int
+    loss: float
+    best_metric: float | None
+    best_step: int | None
+    stopped_because: str
+    seconds: float
+    peak_memory_bytes: int
+
+    def write(self, folder: Path) -> None:
+        """Writes summary.json into the run folder."""
+        write_text(folder / SUMMARY, json.dumps(asdict(self), indent=2) + "\n")
+
+
+def _shown(scores: dict[str, Any] | None, name: str) -> str:
+    if not scores or name not in scores:
+        return "not scored"
+    estimate = scores[name]
+    return f"{estimate['value']:.4f} ({estimate['low']:.4f} to {estimate['high']:.4f})"

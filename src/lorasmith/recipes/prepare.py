@@ -1,0 +1,99 @@
+"""Everything that a run can know before a weight is read: recipe, headers, tokens, shapes, memory."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lorasmith.attach import attach
+from lorasmith.doctor import Finding, Job, Place, examine, job_checks, place_checks
+from lorasmith.errors import PlanError
+from lorasmith.models.checkpoint import Checkpoint
+from lorasmith.models.device import resolve
+from lorasmith.planning import MemoryPlan, PlanSettings, plan
+from lorasmith.recipes.base_model import DTYPES, Storage, open_base, skeleton
+from lorasmith.recipes.dataset import Dataset, build_dataset
+from lorasmith.recipes.memory import free_bytes
+from lorasmith.recipes.method_section import method_config
+from lorasmith.recipes.recipe import Recipe
+from lorasmith.recipes.tokenizers import extend_tokenizer_, fit_embeddings_, load_tokenizer
+from lorasmith.training.precision import autocast_dtype
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that passed its checks: the resolved recipe, tokens, and the adapted model as shapes."""
+
+    recipe: Recipe
+    checkpoint: Checkpoint
+    tokenizer: PreTrainedTokenizerBase
+    dataset: Dataset
+    model: PreTrainedModel
+    plan: MemoryPlan | None
+    findings: list[Finding]
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Checks recipe from the cheapest to the dearest: places, headers, tokenizer, data, shapes, memory.
+
+    No weight is read. Raises the InputError of the first check that fails.
+    """
+    recipe = recipe.resolved()
+    device = resolve(recipe.device)
+    found = examine(place_checks, Place(Path(recipe.output), device, DTYPES.get(recipe.training.dtype)))
+    checkpoint = open_base(recipe.model)
+    tokenizer = load_tokenizer(checkpoint.folder, trust_remote_code=recipe.model.trust_remote_code)
+    extend_tokenizer_(tokenizer, recipe.tokenizer)
+    dataset = build_dataset(recipe.data, recipe.task, tokenizer, recipe.seed)
+    recipe = with_labels(recipe, dataset)
+    model = skeleton(checkpoint, recipe.model, storage_of(recipe), device)
+    fit_embeddings_(model, tokenizer)
+    attach(model, method_config(recipe.method, recipe.task, recipe.model.path))
+    predicted = predict_memory(model, recipe, dataset, device)
+    job = Job(
+        task=recipe.task,
+        model=model,
+        tokenizer=tokenizer,
+        examples=dataset.train,
+        context=context_of(model),
+        plan=predicted,
+        available=free_bytes(device),
+    )
+    return Prepared(recipe, checkpoint, tokenizer, dataset, model, predicted, found + examine(job_checks, job))
+
+
+def with_labels(recipe: Recipe, dataset: Dataset) -> Recipe:
+    """The recipe with the classes that were found in the data."""
+    if recipe.task != "classification":
+        return recipe
+    data = recipe.data.model_copy(update={"labels": list(dataset.label_names)})
+    return recipe.model_copy(update={"data": data})
+
+
+def storage_of(recipe: Recipe) -> Storage:
+    """How the recipe holds its base model."""
+    return Storage(recipe.task, recipe.quantization, tuple(recipe.data.labels or ()))
+
+
+def context_of(model: PreTrainedModel) -> int | None:
+    """Positions that model was made for; None where its config states no limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def predict_memory(model: PreTrainedModel, recipe: Recipe, dataset: Dataset, device: torch.device) -> MemoryPlan | None:
+    """The memory of a training step from shapes; None for a model whose forward needs more than shapes."""
+    packs = recipe.data.packing and recipe.task == "causal"
+    settings = PlanSettings(
+        batch_size=recipe.training.batch_size,
+        length=recipe.data.max_length if packs else dataset.longest,
+        task=recipe.task,
+        gradient_checkpointing=recipe.training.gradient_checkpointing,
+        autocast=autocast_dtype(model, recipe.training.dtype),
+        # the process's own memory does not lie on an accelerator
+        baseline=None if device.type == "cpu" else 0,
+    )
+    try:
+        return replace(plan(model, settings), device=device.type)
+    except PlanError:
+        return None

@@ -1,0 +1,31 @@
+"""Quantizing a checkpoint on disk."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from lorasmith.doctor.place.folder import require_writable
+from lorasmith.errors import ModelError
+from lorasmith.models.checkpoint import quantization_of
+from lorasmith.models.save import save_quantized
+from lorasmith.recipes.base_model import Storage, load_base, open_base
+from lorasmith.recipes.inspection import inspection_lines
+from lorasmith.recipes.sections import ModelSection, QuantizationSection
+
+
+def quantize_checkpoint(
+    base: ModelSection, storage: QuantizationSection, out: Path, *, task: str, device: str
+) -> Iterator[str]:
+    """Writes base to out with its linear layers stored as storage says; yields lines on what was done.
+
+    Raises ModelError for a base that is quantized already, FormatError for weights that the format cannot hold,
+    WriteError where out cannot be written; all but the second before a weight is read.
+    """
+    storage.scheme()
+    checkpoint = open_base(base)
+    if quantization_of(checkpoint.config) is not None:
+        raise ModelError(f"{base.path} is quantized already; take the 16-bit model that it was made from")
+    require_writable(out)
+    loaded = load_base(base, Storage(task, storage), device)
+    yield from loaded.report.lines()
+    save_quantized(loaded.model, loaded.tokenizer, out)
+    yield from inspection_lines(str(out))
