@@ -1,0 +1,79 @@
+"""The prediction as data: bytes by component, printable and written to plan.json."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from lorasmith.errors import PlanError
+
+# AdamW keeps two moments in f32
+ADAMW_BYTES = 8.0
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """What of a run decides its memory, besides the model.
+
+    batch_size is of one micro-batch, length the tokens of one example or pack. optimizer_bytes is the state kept for
+    one trainable parameter. autocast is the type that matrix products run in, where it is not the weights' own.
+    baseline is the memory of Python and its libraries in bytes; None reads it from this process.
+    Raises PlanError if a size is not positive.
+    """
+
+    batch_size: int
+    length: int
+    task: Literal["causal", "classification"] = "causal"
+    gradient_checkpointing: bool = False
+    optimizer_bytes: float = ADAMW_BYTES
+    autocast: torch.dtype | None = None
+    baseline: int | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("batch_size", "length"):
+            if getattr(self, field) < 1:
+                raise PlanError(f"{field}={getattr(self, field)} must be at least 1 to predict memory")
+        if self.optimizer_bytes < 0:
+            raise PlanError(f"optimizer_bytes={self.optimizer_bytes} must not be negative")
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Predicted bytes at the highest moment of a training step; the components sum to the total."""
+
+    components: Mapping[str, int]
+    device: str = "cpu"
+
+    @property
+    def total(self) -> int:
+        """Predicted peak in bytes."""
+        return sum(self.components.values())
+
+    def lines(self) -> list[str]:
+        """A table for a terminal: a line a component, the total last."""
+        width = max([len(name) for name in self.components] + [len("predicted peak")])
+        rows = [*self.components.items(), ("predicted peak", self.total)]
+        return [f"{name:<{width}}  {readable(size):>10}" for name, size in rows]
+
+    def to_json(self) -> str:
+        """The text of plan.json."""
+        content = {"device": self.device, "components": dict(self.components), "total": self.total}
+        return json.dumps(content, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "MemoryPlan":
+        """The plan that to_json wrote. Raises PlanError for other text."""
+        try:
+            content = json.loads(text)
+            return cls({str(name): int(size) for name, size in content["components"].items()}, str(content["device"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise PlanError(f"plan.json does not hold a memory plan ({error!r}); run train --dry-run again") from error
+
+
+def readable(size: int) -> str:
+    """A number of bytes in the unit that keeps it short, such as "1.50 GiB"."""
+    if size >= 2**30:
+        return f"{size / 2**30:.2f} GiB"
+    return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB"

@@ -1,0 +1,82 @@
+"""The memory model: sums the bytes that weights and methods hold of themselves, optimizer state, and a traced step."""
+
+from itertools import chain
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from lorasmith.planning.memory_plan import MemoryPlan, PlanSettings
+from lorasmith.planning.resident import resident_bytes
+from lorasmith.planning.step_trace import StepMemory, trace_step
+from lorasmith.quantized import QuantizedLinear, QuantizedWeight
+
+# Logits that the fused head holds at once (ops/cross_entropy), and what a logit costs there at its worst moment:
+# the f32 logit and the exponential that its normaliser needs, beside the product in the head's own type.
+HEAD_CHUNK_ELEMENTS = 1 << 24
+LOGIT_BYTES = 8
+
+
+def plan(model: nn.Module, settings: PlanSettings) -> MemoryPlan:
+    """Predict the peak memory of training model, with its adapters attached, from shapes alone.
+
+    model is a transformers model as it will train (quantized layers and adapters in place, frozen parameters marked
+    so); it may stand on the meta device, and is not touched. The highest moment of a step is predicted: all weights,
+    gradients, optimizer state, what autograd keeps, and the larger of the head's and the backward pass's workspace.
+    Raises PlanError where the model's forward cannot run without data.
+    """
+    head = output_head(model) if settings.task == "causal" else None
+    step = trace_step(model, settings, whole=head is None)
+    head_bytes = 0 if head is None else _head_bytes(head, step, settings)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    components = {
+        **_weights(model),
+        "gradients": _bytes(trainable),
+        "optimizer state": round(sum(parameter.numel() for parameter in trainable) * settings.optimizer_bytes),
+        "activations kept for backward": step.saved,
+        "logits and loss": head_bytes,
+        "other working memory of a step": max(0, step.peak - step.saved - head_bytes),
+        "one dequantized weight": _dequantized_bytes(model, settings),
+        "Python and its libraries": resident_bytes() if settings.baseline is None else settings.baseline,
+    }
+    return MemoryPlan({name: size for name, size in components.items() if size})
+
+
+def output_head(model: nn.Module) -> nn.Module | None:
+    """The layer that turns hidden states into logits, where it can run apart from the layers below it."""
+    head = model.get_output_embeddings()
+    return None if model.base_model is model else head
+
+
+def _weights(model: nn.Module) -> dict[str, int]:
+    stored = [module.stored.values() for module in model.modules() if isinstance(module, QuantizedWeight)]
+    quantized = {id(tensor) for tensor in chain.from_iterable(stored)}
+    groups: dict[str, list[Tensor]] = {"quantized weights": [], "unquantized weights": [], "trainable parameters": []}
+    for tensor in chain(model.parameters(), model.buffers()):
+        if tensor.requires_grad:
+            groups["trainable parameters"].append(tensor)
+        else:
+            groups["quantized weights" if id(tensor) in quantized else "unquantized weights"].append(tensor)
+    return {name: _bytes(tensors) for name, tensors in groups.items()}
+
+
+def _bytes(tensors: list[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _head_bytes(head: nn.Module, step: StepMemory, settings: PlanSettings) -> int:
+    weight = head.weight
+    vocabulary = weight.logical_numel if isinstance(head, QuantizedWeight) else weight.shape[0]
+    rows = min(settings.batch_size * settings.length, max(1, HEAD_CHUNK_ELEMENTS // vocabulary))
+    # an f32 head's product is its logit; a 16-bit one stands beside it
+    product = 0 if weight.dtype == torch.float32 else 2
+    return rows * vocabulary * (LOGIT_BYTES + product) + step.hidden
+
+
+def _dequantized_bytes(model: nn.Module, settings: PlanSettings) -> int:
+    sizes = [
+        prod(layer.shape) * (settings.autocast or layer.compute_dtype or layer.dtype).itemsize
+        for layer in model.modules()
+        if isinstance(layer, QuantizedLinear)
+    ]
+    return max(sizes, default=0)

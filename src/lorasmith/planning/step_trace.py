@@ -1,0 +1,153 @@
+"""A training step run on fake tensors, which have shapes and no data, while every allocation is counted.
+
+Nothing about an architecture is assumed: autograd itself decides what is saved, so norms that upcast, attention that
+keeps its log-sum-exp and activation functions that keep both factors are counted as they are.
+"""
+
+import copy
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lorasmith.errors import PlanError
+from lorasmith.planning.memory_plan import PlanSettings
+from lorasmith.quantized import QuantizedLinear
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes besides weights, gradients and optimizer: kept between forward and backward, and at the highest moment."""
+
+    saved: int
+    peak: int
+    hidden: int
+
+
+class _StorageMeter(TorchDispatchMode):
+    """Counts the bytes of all storages born under it for as long as they live; those in known are not counted."""
+
+    def __init__(self, known: list[Tensor]) -> None:
+        super().__init__()
+        self.live = 0
+        self.peak = 0
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet(tensor.untyped_storage() for tensor in known)
+
+    def __torch_dispatch__(
+        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._count(leaf.untyped_storage())
+        return result
+
+    def _count(self, storage: Any) -> None:
+        if storage in self._seen:
+            return
+        self._seen.add(storage)
+        size = storage.nbytes()
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._free, size)
+
+    def _free(self, size: int) -> None:
+        self.live -= size
+
+
+class _DenseStandIn(nn.Module):
+    """A quantized linear layer as autograd sees it: a frozen matrix, of which nothing but the product remains."""
+
+    def __init__(self, layer: QuantizedLinear) -> None:
+        super().__init__()
+        out_features, in_features = layer.shape
+        dtype = layer.compute_dtype or layer.dtype
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, dtype=dtype), requires_grad=False)
+        self.bias = layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] -> y [..., out]."""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return nn.functional.linear(x, self.weight.to(x.dtype), bias)
+
+
+def trace_step(model: nn.Module, settings: PlanSettings, *, whole: bool) -> StepMemory:
+    """Run forward and backward of one micro-batch on fake tensors and count what lives.
+
+    whole runs the model with labels; otherwise only the part below the output head (transformers' base_model) runs.
+    model may hold real or meta tensors and is not touched.
+    Raises PlanError, with the reason, where its forward needs real data.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    try:
+        twin = _fake_twin(model, mode)
+        with mode:
+            return _run(twin, settings, whole)
+    except Exception as error:  # any code of a model may fail without data, in any way
+        raise PlanError(
+            f"the memory of {type(model).__name__} cannot be predicted from shapes, because its forward failed "
+            f"on fake tensors: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        ) from error
+
+
+def _fake_twin(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
+    with mode:
+        # a copy that finds its tensors made already; shared ones stay shared
+        made: dict[int, Any] = {id(tensor): _fake(tensor) for tensor in chain(model.parameters(), model.buffers())}
+        return _dense_(copy.deepcopy(model, made))
+
+
+def _fake(tensor: Tensor) -> Tensor:
+    empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+    return nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+def _dense_(module: nn.Module) -> nn.Module:
+    for name, child in module.named_children():
+        if isinstance(child, QuantizedLinear):
+            setattr(module, name, _DenseStandIn(child))
+        else:
+            _dense_(child)
+    return module
+
+
+def _run(model: nn.Module, settings: PlanSettings, whole: bool) -> StepMemory:
+    model.train()
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for parameter in model.parameters():
+        # gradients exist beforehand, so that they are added in place and not counted here
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    known = [*model.parameters(), *model.buffers()]
+    known += [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    inputs = _inputs(settings, with_labels=whole)
+    autocast = nullcontext() if settings.autocast is None else torch.autocast("cpu", settings.autocast)
+    with _StorageMeter(known) as meter:
+        with autocast:
+            output = model(**inputs) if whole else model.base_model(**inputs)
+        value: Tensor = output.loss if whole else output.last_hidden_state
+        del output
+        saved, hidden = meter.live, value.numel() * value.element_size()
+        if value.requires_grad:
+            value.backward(torch.empty_like(value))
+    return StepMemory(saved, meter.peak, hidden)
+
+
+def _inputs(settings: PlanSettings, with_labels: bool) -> dict[str, Any]:
+    shape = (settings.batch_size, settings.length)
+    inputs: dict[str, Any] = {"input_ids": torch.zeros(shape, dtype=torch.int64)}
+    if settings.task == "causal":
+        inputs["use_cache"] = False
+    if with_labels:
+        labels = shape if settings.task == "causal" else shape[:1]
+        inputs["labels"] = torch.zeros(labels, dtype=torch.int64)
+    return inputs
