@@ -4,18 +4,22 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lorasmith.atomic import write_text
 from lorasmith.attach import save_adapter
-from lorasmith.evaluation import Scores
+from lorasmith.evaluation import Scores, compare
+from lorasmith.planning import MemoryPlan
 from lorasmith.quantized import count_parameters, stored_bytes
 from lorasmith.recipes.dataset import Dataset
 from lorasmith.recipes.outcome import Outcome, Summary
 from lorasmith.recipes.prepare import context_of
+from lorasmith.recipes.reading import write_recipe
 from lorasmith.recipes.recipe import Recipe
 from lorasmith.recipes.samples import Prompt, choose_prompts, generate_samples
-from lorasmith.recipes.scoring import as_json, numbers, scorer
+from lorasmith.recipes.scoring import Score, numbers, scorer
 from lorasmith.recipes.streams import Layout, layout_of, scoring_loader, training_loader
 from lorasmith.report import render_report
 from lorasmith.training import Logger, LoggerContext, RunFolder, TrainingResult, loggers, loss_for, run
@@ -41,14 +45,21 @@ class FinishedRun:
     """The folder of a finished run, scores before and after ({metric: {value, low, high, n}}), and how it ended."""
 
     folder: Path
-    before: dict[str, dict[str, float]] | None
-    after: dict[str, dict[str, float]] | None
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
     training: TrainingResult
 
     @property
     def adapter(self) -> Path:
         """The folder of the trained adapter."""
         return RunFolder(self.folder).adapter
+
+
+def begin(folder: RunFolder, recipe: Recipe, plan: MemoryPlan | None) -> None:
+    """Writes down what was decided and predicted, before the work."""
+    write_recipe(recipe, folder.recipe)
+    if plan is not None:
+        write_text(folder.plan, plan.to_json())
 
 
 def carry_out(work: Work, echo: Echo, *, resume: bool = False) -> FinishedRun:
@@ -64,12 +75,14 @@ def carry_out(work: Work, echo: Echo, *, resume: bool = False) -> FinishedRun:
     score = _scorer(work, layout)
     prompts = _prompts(work)
     outcome = Outcome.read(work.folder.evaluation) if resume else None
+    before = None
     if outcome is None:
-        outcome = _before(work, score, prompts)
+        before = score() if score else None
+        outcome = _begun(work, before, prompts)
         outcome.write(work.folder.evaluation)
     result = _train(work, layout, score, resume)
-    outcome.after = as_json(score() if score else None)
     _save(work)
+    _complete(outcome, work, before, score() if score else None)
     for sample, text in zip(outcome.samples, _generations(work, prompts)):
         sample["after"] = text
     outcome.write(work.folder.evaluation)
@@ -80,7 +93,7 @@ def carry_out(work: Work, echo: Echo, *, resume: bool = False) -> FinishedRun:
     return FinishedRun(work.folder.path, outcome.before, outcome.after, result)
 
 
-def _scorer(work: Work, layout: Layout) -> Callable[[], Scores] | None:
+def _scorer(work: Work, layout: Layout) -> Score | None:
     if not work.dataset.validation:
         return None
     recipe = work.recipe
@@ -94,13 +107,21 @@ def _prompts(work: Work) -> list[Prompt]:
     return choose_prompts(work.recipe.evaluation, work.dataset.validation or work.dataset.train, work.tokenizer)
 
 
-def _before(work: Work, score: Callable[[], Scores] | None, prompts: list[Prompt]) -> Outcome:
+def _begun(work: Work, before: Scores | None, prompts: list[Prompt]) -> Outcome:
     texts = _generations(work, prompts)
     samples: list[dict[str, str | None]] = [
         {"prompt": prompt.text, "expected": prompt.expected, "before": text, "after": None}
         for prompt, text in zip(prompts, texts)
     ]
-    return Outcome(as_json(score() if score else None), None, samples)
+    return Outcome(before and before.to_dict(work.dataset.label_names), samples=samples)
+
+
+def _complete(outcome: Outcome, work: Work, before: Scores | None, after: Scores | None) -> None:
+    if after is None:
+        return
+    outcome.after = after.to_dict(work.dataset.label_names)
+    if before is not None:
+        outcome.change = {name: estimate.to_dict() for name, estimate in compare(before, after).items()}
 
 
 def _generations(work: Work, prompts: list[Prompt]) -> list[str]:
@@ -108,7 +129,7 @@ def _generations(work: Work, prompts: list[Prompt]) -> list[str]:
     return generate_samples(work.model, work.tokenizer, prompts, section, context)
 
 
-def _train(work: Work, layout: Layout, score: Callable[[], Scores] | None, resume: bool) -> TrainingResult:
+def _train(work: Work, layout: Layout, score: Score | None, resume: bool) -> TrainingResult:
     recipe = work.recipe
     return run(
         work.model,

@@ -1,13 +1,17 @@
 """From the data section of a recipe to examples, parted into training and validation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from lorasmith.data import EncodeSettings, EncodingReport, Example, encode_reported, mix, read, split
 from lorasmith.errors import DataError
 from lorasmith.recipes.sections import DataSection, DataSource
+
+# records that were handed over in memory, in place of a file
+Records = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -26,21 +30,27 @@ class Dataset:
         return max(len(example) for example in [*self.train, *self.validation])
 
 
-def build_dataset(data: DataSection, task: str, tokenizer: PreTrainedTokenizerBase, seed: int) -> Dataset:
-    """Reads, encodes, mixes and parts the sources.
+def build_dataset(
+    data: DataSection,
+    task: str,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    held: Mapping[str, Records] | None = None,
+) -> Dataset:
+    """Reads, encodes, mixes and parts the sources; held has records in memory, by the path that stands for them.
 
     A tokenizer without a chat template gets the plain one where dialogues need it. Raises DataError, naming file and
     line, for anything that cannot be read or learned from.
     """
     settings = encode_settings(data, task)
-    train, reports = encode_sources(data.train, tokenizer, settings)
+    train, reports = encode_sources(data.train, tokenizer, settings, held)
     names = _label_names(settings, reports)
     settings = replace(settings, label_names=names or None)
     lines = [line for report in reports for line in report.lines()]
     if data.validation is None:
         train, validation = split(train, data.validation_fraction, seed)
     else:
-        validation, held_out = encode_sources(data.validation, tokenizer, settings)
+        validation, held_out = encode_sources(data.validation, tokenizer, settings, held)
         lines += [f"validation: {line}" for report in held_out for line in report.lines()]
     ends = tuple(dict.fromkeys(token for report in reports for token in report.answer_ends))
     return Dataset(train, validation, names, ends, lines)
@@ -53,17 +63,22 @@ def encode_settings(data: DataSection, task: str) -> EncodeSettings:
 
 
 def encode_sources(
-    listed: Sequence[DataSource], tokenizer: PreTrainedTokenizerBase, settings: EncodeSettings, seed: int = 0
+    listed: Sequence[DataSource],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: EncodeSettings,
+    held: Mapping[str, Records] | None = None,
 ) -> tuple[list[Example], list[EncodingReport]]:
     """The mixed examples of several sources, and a report on each."""
     parts, reports = [], []
     for source in listed:
-        records = read(source.path, source.split, source.subset)[: source.limit]
+        in_memory = (held or {}).get(source.path)
+        records = read(source.path, source.split, source.subset) if in_memory is None else in_memory
         told = replace(settings, shape=source.shape, columns=source.columns)
-        examples, report = encode_reported(records, tokenizer, told)
+        examples, report = encode_reported(records[: source.limit], tokenizer, told)
         parts.append((examples, source.weight))
         reports.append(report)
-    return mix(parts, seed), reports
+    # which records a weight below 1 takes must not change when a run is repeated with another seed
+    return mix(parts, seed=0), reports
 
 
 def _label_names(settings: EncodeSettings, reports: Sequence[EncodingReport]) -> tuple[str, ...]:

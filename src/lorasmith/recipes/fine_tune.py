@@ -4,15 +4,14 @@ from pathlib import Path
 
 import torch
 
-from lorasmith.atomic import write_text
 from lorasmith.attach import attach
 from lorasmith.errors import RecipeError
 from lorasmith.quantized import count_parameters
 from lorasmith.recipes.base_model import load_base
-from lorasmith.recipes.carry_out import Echo, FinishedRun, Work, carry_out
+from lorasmith.recipes.carry_out import Echo, FinishedRun, Work, begin, carry_out
 from lorasmith.recipes.method_section import method_config
 from lorasmith.recipes.prepare import Prepared, prepare, storage_of
-from lorasmith.recipes.reading import read_recipe, write_recipe
+from lorasmith.recipes.reading import read_recipe
 from lorasmith.recipes.recipe import Recipe
 from lorasmith.recipes.tokenizers import fit_embeddings_
 from lorasmith.training import RunFolder
@@ -30,9 +29,7 @@ def fine_tune(recipe: Recipe, echo: Echo = print, *, resume: bool = False) -> Fi
     prepared = prepare(recipe)
     for line in [*prepared.dataset.lines, *map(str, prepared.findings)]:
         echo(line)
-    write_recipe(prepared.recipe, folder.recipe)
-    if prepared.plan is not None:
-        write_text(folder.plan, prepared.plan.to_json())
+    begin(folder, prepared.recipe, prepared.plan)
     finished = carry_out(_work(prepared, folder, echo), echo, resume=resume)
     echo(f"adapter: {folder.adapter}")
     echo(f"report: {folder.report}")

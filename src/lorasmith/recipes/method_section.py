@@ -39,6 +39,13 @@ def method_config(section: dict[str, Any], task: str, base: str) -> AdapterConfi
     return _build(section["name"], given | filled)
 
 
+def section_of(config: AdapterConfig) -> dict[str, Any]:
+    """The method section that describes a config object."""
+    name = config.METHOD.value.lower()
+    values = config.to_dict()
+    return {"name": name, **{field: values[field] for field in _fields(name) if values[field] is not None}}
+
+
 def _build(name: str, values: dict[str, Any]) -> AdapterConfig:
     try:
         config = cast(AdapterConfig, TypeAdapter(methods[name].config_class).validate_python(values))

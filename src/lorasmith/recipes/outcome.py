@@ -12,13 +12,15 @@ SUMMARY = "summary.json"
 
 @dataclass
 class Outcome:
-    """Scores and generations before and after; after stays empty until training is over.
+    """Scores and generations before and after; the latter stay empty until training is over.
 
-    Scores are {metric: {value, low, high, n}}.
+    Scores are {metric: {value, low, high, n}}; change holds after - before with paired intervals, where both were
+    scored in one process.
     """
 
     before: dict[str, Any] | None = None
     after: dict[str, Any] | None = None
+    change: dict[str, Any] | None = None
     samples: list[dict[str, str | None]] = field(default_factory=list)
 
     def write(self, path: Path) -> None:
@@ -31,9 +33,10 @@ class Outcome:
         return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
     def lines(self) -> list[str]:
-        """A line a metric: before, after, with 95 % intervals."""
-        names = list(self.after or self.before or {})
-        return [f"{name}: {_shown(self.before, name)} -> {_shown(self.after, name)}" for name in names]
+        """A line a metric: before and after, with 95 % intervals."""
+        scored = self.after or {}
+        names = [name for name, score in scored.items() if "value" in score]
+        return [f"{name}: {_shown(self.before, name)} -> {_shown(scored, name)}" for name in names]
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,22 @@ def prepare(recipe: Recipe) -> Prepared:
     model = skeleton(checkpoint, recipe.model, storage_of(recipe), device)
     fit_embeddings_(model, tokenizer)
     attach(model, method_config(recipe.method, recipe.task, recipe.model.path))
+    predicted, more = checked(recipe, model, tokenizer, dataset, device)
+    return Prepared(recipe, checkpoint, tokenizer, dataset, model, predicted, found + more)
+
+
+def checked(
+    recipe: Recipe,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+    device: torch.device | None = None,
+) -> tuple[MemoryPlan | None, list[Finding]]:
+    """The predicted memory of training the adapted model, and what the doctor finds; device is where it will run.
+
+    Raises InputError where a check fails.
+    """
+    device = device or model.device
     predicted = predict_memory(model, recipe, dataset, device)
     job = Job(
         task=recipe.task,
@@ -60,7 +76,7 @@ def prepare(recipe: Recipe) -> Prepared:
         plan=predicted,
         available=free_bytes(device),
     )
-    return Prepared(recipe, checkpoint, tokenizer, dataset, model, predicted, found + examine(job_checks, job))
+    return predicted, examine(job_checks, job)
 
 
 def with_labels(recipe: Recipe, dataset: Dataset) -> Recipe:

@@ -1,0 +1,143 @@
+"""`lorasmith.train`: the fine-tuning job on a model that is loaded already."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lorasmith.attach import adapters_of, attach
+from lorasmith.doctor import Place, examine, place_checks
+from lorasmith.errors import ModelError, RecipeError, nearest
+from lorasmith.methods import AdapterConfig
+from lorasmith.quantized import QuantizedWeight
+from lorasmith.recipes.carry_out import Echo, FinishedRun, Work, begin, carry_out
+from lorasmith.recipes.dataset import Records, build_dataset
+from lorasmith.recipes.method_section import method_config, section_of
+from lorasmith.recipes.prepare import checked, with_labels
+from lorasmith.recipes.reading import build_recipe
+from lorasmith.recipes.recipe import Recipe
+from lorasmith.recipes.sections import DataSection, EvaluationSection, TrainingSection
+from lorasmith.training import RunFolder
+from lorasmith.training.loss import base_model
+
+Data = str | Path | Records
+
+_SECTIONS = {"training": TrainingSection, "data": DataSection, "evaluation": EvaluationSection}
+_TOP = ("loggers", "seed")
+
+
+def train(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Data,
+    *,
+    output: str | Path,
+    task: str = "causal",
+    method: AdapterConfig | Mapping[str, Any] | str | None = None,
+    validation: Data | None = None,
+    resume: bool = False,
+    echo: Echo = print,
+    **fields: Any,
+) -> FinishedRun:
+    """Fine-tune model in place and fill the run folder output; model keeps its best weights.
+
+    model is a transformers model, or a PeftModel around one. One that has adapters trains the active one; a bare one
+    gets method (a config object, a recipe's method section or a name; default LoRA on all linear layers). data and
+    validation are files, names of `datasets`, or lists of records. fields are those of a recipe's training, data and
+    evaluation sections, such as max_steps=200, learning_rate=1e-4, max_length=512, samples=0; also seed and loggers.
+    With resume the run in output continues from its last checkpoint; give the same arguments.
+
+    Raises InputError (of which RecipeError, DataError and others are kinds) before training, RunError during it.
+    """
+    base = _transformers_model(model)
+    held: dict[str, Records] = {}
+    sources = {"train": _source(data, "train", held)}
+    if validation is not None:
+        sources["validation"] = _source(validation, "validation", held)
+    recipe = _recipe(base, {"task": task, "output": str(output), "data": sources}, method, fields)
+    folder = RunFolder(Path(recipe.output))
+    if not resume:
+        folder.refuse_used()
+    findings = examine(place_checks, Place(folder.path, base.device, None))
+    dataset = build_dataset(recipe.data, recipe.task, tokenizer, recipe.seed, held)
+    recipe = with_labels(recipe, dataset)
+    _ensure_adapter(base, recipe)
+    plan, more = checked(recipe, base, tokenizer, dataset)
+    for line in [*dataset.lines, *map(str, findings + more)]:
+        echo(line)
+    begin(folder, recipe, plan)
+    adapter = adapters_of(base).active[0]
+    return carry_out(Work(recipe, base, tokenizer, dataset, folder, adapter), echo, resume=resume)
+
+
+def _transformers_model(model: nn.Module) -> PreTrainedModel:
+    inside = base_model(model)
+    if not isinstance(inside, PreTrainedModel):
+        raise ModelError(
+            f"{type(model).__name__} is no transformers model, which lorasmith.train needs; write a loop of your own "
+            "around lorasmith.attach, or use lorasmith.training.run"
+        )
+    return inside
+
+
+def _source(data: Data, name: str, held: dict[str, Records]) -> str:
+    """The path of data; records in memory are put into held under the name that stands for them."""
+    if isinstance(data, str | Path):
+        return str(data)
+    place = f"{name} records in memory"
+    held[place] = data
+    return place
+
+
+def _recipe(
+    model: PreTrainedModel,
+    start: dict[str, Any],
+    method: AdapterConfig | Mapping[str, Any] | str | None,
+    given: Mapping[str, Any],
+) -> Recipe:
+    """The recipe that describes this call, so that its run folder reads like any other."""
+    fields: dict[str, Any] = {
+        "model": model.name_or_path or type(model).__name__,
+        "method": _method_section(model, method),
+        "quantization": _storage_section(model),
+        "device": model.device.type,
+        **start,
+    }
+    for name, value in given.items():
+        section = next((title for title, kind in _SECTIONS.items() if name in kind.model_fields), None)
+        if section is None and name not in _TOP:
+            known = [field for kind in _SECTIONS.values() for field in kind.model_fields] + list(_TOP)
+            raise RecipeError(f"train() has no argument {name!r}.{nearest(name, known)}")
+        (fields.setdefault(section, {}) if section else fields)[name] = value
+    return build_recipe(fields, "lorasmith.train").resolved()
+
+
+def _method_section(model: PreTrainedModel, method: AdapterConfig | Mapping[str, Any] | str | None) -> Any:
+    book = adapters_of(model)
+    if book.configs and method is not None:
+        raise RecipeError(f"the model has the adapters {', '.join(book.configs)} already; leave method out")
+    if book.configs and len(book.active) != 1:
+        raise RecipeError(f"{len(book.active)} adapters are active; activate the one to train with set_adapter")
+    config = book.configs[book.active[0]] if book.configs else method
+    if config is None:
+        return {"name": "lora"}
+    return section_of(config) if isinstance(config, AdapterConfig) else config
+
+
+def _storage_section(model: PreTrainedModel) -> dict[str, Any] | str:
+    layer = next((module for module in model.modules() if isinstance(module, QuantizedWeight)), None)
+    if layer is None:
+        return "none"
+    scheme = layer.scheme
+    return {"format": scheme.format, "blocksize": scheme.blocksize, "double_quant": scheme.double_quant}
+
+
+def _ensure_adapter(model: PreTrainedModel, recipe: Recipe) -> None:
+    if adapters_of(model).configs:
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        attach(model, method_config(recipe.method, recipe.task, recipe.model.path))
