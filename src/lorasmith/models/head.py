@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from lorasmith.models.trial import trial
 from lorasmith.ops.cross_entropy import IGNORED, head_cross_entropy, linear_cross_entropy
 
 logger = logging.getLogger(__name__)
@@ -130,14 +131,13 @@ def _refuse(model: nn.Module, reason: str) -> Head | None:
     return None
 
 
-@torch.no_grad()
 def _trial(model: PreTrainedModel, head: Head) -> str | None:
     """Why the parts do not give the model's own logits, or None where they do."""
     device = _tokens_device(model)
     if device.type == "meta":
         return "its weights are on the meta device, where nothing can be tried"
     tokens = torch.arange(4, device=device)[None] % head.vocabulary
-    with _evaluating(model), torch.random.fork_rng(enabled=True):
+    with trial(model, device):
         # the whole way: something placed around the model's forward (a soft prompt) would show here
         own = model(input_ids=tokens, use_cache=False).logits
         parts = head.logits(head.backbone(input_ids=tokens, use_cache=False).last_hidden_state)
@@ -153,17 +153,6 @@ def _trial(model: PreTrainedModel, head: Head) -> str | None:
 
 def _tokens_device(model: PreTrainedModel) -> torch.device:
     return next(model.get_input_embeddings().parameters()).device
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from lorasmith.errors import DataError, ModelError
+from lorasmith.models.trial import trial
 
 logger = logging.getLogger(__name__)
 
@@ -167,28 +168,22 @@ def _obvious_reason(model: nn.Module) -> str | None:
     return None
 
 
-@torch.no_grad()
 def _trial(model: PreTrainedModel) -> str | None:
     """Why a packed row of two short sequences does not give what each gives alone, or None where it does."""
     device = next(model.get_input_embeddings().parameters()).device
     if device.type == "meta":
         return "its weights are on the meta device, where nothing can be tried"
     backbone = model.base_model
-    training = [module for module in model.modules() if module.training]
     tokens = torch.arange(7, device=device)[None] % model.config.get_text_config().vocab_size
     positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3]], device=device)
-    model.eval()
     try:
-        with torch.random.fork_rng():
+        with trial(model, device):
             mask = segment_mask(torch.tensor([0, 3, 7]))
             packed = backbone(input_ids=tokens, position_ids=positions, attention_mask=mask).last_hidden_state
             alone = torch.cat([backbone(input_ids=part).last_hidden_state for part in tokens.split([3, 4], 1)], 1)
     except (ModelError, TypeError, ValueError, RuntimeError, IndexError) as error:
         logger.debug("packing was tried and failed", exc_info=error)
         return f"a packed row was refused ({type(error).__name__})"
-    finally:
-        for module in training:
-            module.training = True
     # same products in another order: some roundings of the states' own dtype for each layer
     bound = 64 * torch.finfo(alone.dtype).eps * float(alone.abs().max())
     if not bool(((packed - alone).abs() <= bound).all()):

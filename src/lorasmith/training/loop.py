@@ -202,7 +202,7 @@ class _Loop:
         if self.evaluate is None:
             return False
         self.model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), self.step.precision():
             values = {_evaluation_name(name): float(value) for name, value in self.evaluate().items()}
         self.model.train()
         self._log(values)

@@ -57,11 +57,15 @@ class TrainingStep:
         self.optimizer.zero_grad()
         return StepResult(nll, supervised, sum(_tokens(batch) for batch in batches), grad_norm)
 
+    def precision(self) -> torch.autocast:
+        """The context in which forwards run."""
+        device = next(iter(self.parameters.values())).device.type
+        return torch.autocast(device, self.autocast, enabled=self.autocast is not None)
+
     def _backward(self, step: int, batch: Batch, supervised: int) -> float:
         if batch.supervised == 0:
             return 0.0
-        device = batch.input_ids.device.type
-        with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
+        with self.precision():
             nll = self.loss(batch)
         value = nll.item()
         if not math.isfinite(value):
