@@ -28,18 +28,17 @@ def text_tokens(document: Text, rules: TokenRules, place: str) -> list[int]:
     """The tokens of a text, all of which are learned, with the end-of-text token behind them."""
     if rules.loss_on in ("completions", "assistant"):
         raise DataError(f"{place}: plain text has no answers for loss_on: {rules.loss_on}; set loss_on: all")
-    ids = token_ids(rules.tokenizer, document.text, add_special_tokens=True)
-    return ids + _missing_eos(ids, rules.tokenizer)
+    ids = token_ids(rules.tokenizer, document.text)
+    return [*_missing_before(ids, rules), *ids, *_missing_eos(ids, rules)]
 
 
 def completion_tokens(document: Completion, rules: TokenRules) -> Tokens:
     """The tokens of a prompt and its completion as they are, with the end-of-text token, which is learned too."""
     text = document.prompt + document.completion
     start = 0 if rules.loss_on == "all" else len(document.prompt)
-    ids, learned = span_tokens(rules.tokenizer, text, [(start, len(text))], add_special_tokens=True)
-    eos = _missing_eos(ids, rules.tokenizer)
-    # an end that the tokenizer adds of itself is no part of the text, and is learned like ours
-    return ids + eos, [*(learned if eos else learned[:-1]), True]
+    ids, learned = span_tokens(rules.tokenizer, text, [(start, len(text))])
+    before, eos = _missing_before(ids, rules), _missing_eos(ids, rules)
+    return [*before, *ids, *eos], [*([False] * len(before)), *learned, *([True] * len(eos))]
 
 
 def dialogue_tokens(document: Dialogue, rules: TokenRules, place: str) -> tuple[Tokens, bool]:
@@ -49,7 +48,7 @@ def dialogue_tokens(document: Dialogue, rules: TokenRules, place: str) -> tuple[
     """
     renderer = Renderer(rules.tokenizer, document.tools, place)
     if rules.loss_on == "all":
-        ids = token_ids(rules.tokenizer, renderer.text(document.turns), add_special_tokens=False)
+        ids = token_ids(rules.tokenizer, renderer.text(document.turns))
         return (ids, [True] * len(ids)), False
     answers = sum(turn["role"] == "assistant" for turn in document.turns)
     if not answers:
@@ -62,12 +61,18 @@ def dialogue_tokens(document: Dialogue, rules: TokenRules, place: str) -> tuple[
             return (_only_run(marked, runs[-1]) if last_only else marked), False
     text = renderer.text(document.turns)
     spans, searched = answer_spans(document.turns, text, renderer, rules.specials.texts)
-    tokens = span_tokens(rules.tokenizer, text, spans[-1:] if last_only else spans, add_special_tokens=False)
+    tokens = span_tokens(rules.tokenizer, text, spans[-1:] if last_only else spans)
     return tokens, searched > 0
 
 
-def _missing_eos(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    eos = tokenizer.eos_token_id
+def _missing_before(ids: Sequence[int], rules: TokenRules) -> list[int]:
+    """The BOS that the tokenizer puts before a text, where the text does not begin with it already."""
+    before = list(rules.specials.before)
+    return [] if list(ids[: len(before)]) == before else before
+
+
+def _missing_eos(ids: Sequence[int], rules: TokenRules) -> list[int]:
+    eos = rules.tokenizer.eos_token_id
     return [] if eos is None or (ids and ids[-1] == eos) else [int(eos)]
 
 

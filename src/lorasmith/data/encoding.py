@@ -113,14 +113,17 @@ def _classified(
     labelled = [(document, record.place) for document, record in documents if isinstance(document, Labelled)]
     names = tally.settings.label_names or label_names([(document.label, place) for document, place in labelled])
     tally.label_names = tuple(names)
-    examples = []
-    for document, place in labelled:
-        texts = (document.text,) if document.pair is None else (document.text, document.pair)
-        ids = tokenizer(*texts, truncation=True, max_length=tally.settings.max_length)["input_ids"]
-        if len(ids) == tally.settings.max_length:
-            tally.truncated += len(tokenizer(*texts, verbose=False)["input_ids"]) > len(ids)
-        examples.append(Example(token_array(ids), label_id(document.label, names, place)))
-    return examples
+    texts = [document.text for document, _ in labelled]
+    pairs = [document.pair or "" for document, _ in labelled] if labelled[0][0].pair is not None else None
+    size = tally.settings.max_length
+    encoded = tokenizer(texts, pairs, truncation=True, max_length=size)
+    # only fast tokenizers tell what they cut off; for others a full example counts as cut
+    cut = [bool(one.overflowing) for one in encoded.encodings or []] or [len(i) == size for i in encoded["input_ids"]]
+    tally.truncated = sum(cut)
+    return [
+        Example(token_array(ids), label_id(document.label, names, place))
+        for ids, (document, place) in zip(encoded["input_ids"], labelled, strict=True)
+    ]
 
 
 def _generated(

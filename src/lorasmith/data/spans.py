@@ -29,8 +29,8 @@ def answer_spans(
         end = _rendered_end(upto, text, specials)
         if start is None or end is None:
             floor = spans[-1][1] if spans else 0
-            start, end = _searched(turns, number, text, (start, end, floor), renderer.place)
-            end = _through_special(text, end, specials)
+            found = _searched(turns, number, text, (start, end, floor), renderer.place)
+            start, end = found[0], _through_special(text, found[1], specials) if end is None else end
             searched += 1
         spans.append((start, end))
     return spans, searched
