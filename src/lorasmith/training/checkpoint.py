@@ -110,7 +110,7 @@ def load_trainable_(checkpoint: Checkpoint, parameters: Mapping[str, nn.Paramete
     """Put only the trained tensors back; RunError, naming the tensor, where they do not fit."""
     tensors = load_file(checkpoint.path / _TRAINABLE)
     for name in sorted(tensors.keys() ^ parameters.keys()):
-        where = "the checkpoint but not trained by this model" if name in tensors else "trained but not in it"
+        where = "in the checkpoint but not trained by this model" if name in tensors else "trained but not in it"
         raise RunError(f"{checkpoint.path} does not fit the model: {name} is {where}; resume with the run's own recipe")
     for name, tensor in tensors.items():
         if tensor.shape != parameters[name].shape or tensor.dtype != parameters[name].dtype:

@@ -24,7 +24,9 @@ def measure(device: torch.device) -> Memory:
         return Memory(torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device))
     if _STATUS.exists():
         fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
-        return Memory(_kibibytes(fields["VmRSS"]), _kibibytes(fields["VmHWM"]))
+        now = _kibibytes(fields["VmRSS"])
+        # the kernel counts both in batches, so that its peak may lag a little behind
+        return Memory(now, max(now, _kibibytes(fields["VmHWM"])))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # macOS counts bytes, the other Unixes KiB
     peak = peak if sys.platform == "darwin" else peak * 1024
