@@ -30,6 +30,18 @@ struct Quantize {
     int64_t blocksize;  // a multiple of 32
 };
 
+// Quantizing to 8 bits: the scaled element x * (1 / absmax) is rounded to one of 65,536 points of [-1, 1], and the
+// point to the nearest level. A block of zeros has codes 0.
+struct Quantize8 {
+    const float* x;          // [n]
+    const float* midpoints;  // [255], ascending
+    const uint8_t* order;    // [256], code of each level in ascending order
+    uint8_t* codes;          // [n]
+    float* scales;           // [ceil(n / blocksize)]
+    int64_t n;
+    int64_t blocksize;
+};
+
 // Dequantizing: out = codebook[code] * scale, rounded once to the type of out.
 // scale = scales[block], or, with nested scales,
 // nested_codebook[scale_codes[block]] * nested_scales[block / nested_blocksize] + nested_offset.
@@ -58,6 +70,9 @@ struct Kernels {
     DequantizeBlocks dequantize_f32;
     DequantizeBlocks dequantize_bf16;
 };
+
+// One version for every processor: these are the scales of a tensor, a 64th of its elements.
+void quantize_8bit_blocks(const Quantize8&, int64_t first, int64_t last);
 
 Kernels portable_kernels();
 Kernels avx2_kernels();

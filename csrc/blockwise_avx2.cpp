@@ -78,6 +78,30 @@ struct Avx2 {
         }
     }
 
+    static void scale_table(const float* codebook, float scale, float* table) {
+        const __m256 factor = _mm256_set1_ps(scale);
+        _mm256_store_ps(table, _mm256_mul_ps(_mm256_loadu_ps(codebook), factor));
+        _mm256_store_ps(table + 8, _mm256_mul_ps(_mm256_loadu_ps(codebook + 8), factor));
+    }
+
+    static void scale_table(const float* codebook, float scale, bf16* table) {
+        const __m256 factor = _mm256_set1_ps(scale);
+        const __m256i low = round_to_bf16(_mm256_mul_ps(_mm256_loadu_ps(codebook), factor));
+        const __m256i high = round_to_bf16(_mm256_mul_ps(_mm256_loadu_ps(codebook + 8), factor));
+        // packus works in each 128-bit half, so the quarters come out as 0 2 1 3.
+        const __m256i sorted = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8);
+        _mm256_store_si256(reinterpret_cast<__m256i*>(table), sorted);
+    }
+
+    // The upper 16 bits of each float, ties to even, in the lower half of its lane.
+    static __m256i round_to_bf16(__m256 value) {
+        const __m256i bits = _mm256_castps_si256(value);
+        const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+        const __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+        const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
+        return _mm256_blendv_epi8(_mm256_srli_epi32(up, 16), _mm256_set1_epi32(0x7fc0), nan);
+    }
+
     // permutevar8x32 reads three bits of an index; the fourth chooses between the halves of the table.
     static void expand(const uint8_t* packed, int64_t count, const float* table, float* out) {
         const __m256 low = _mm256_load_ps(table);
@@ -96,14 +120,11 @@ struct Avx2 {
 
     // Low and high bytes of the sixteen values are looked up apart and put together again.
     static void expand(const uint8_t* packed, int64_t count, const bf16* table, bf16* out) {
-        alignas(16) uint8_t low[16];
-        alignas(16) uint8_t high[16];
-        for (int i = 0; i < 16; ++i) {
-            low[i] = uint8_t(table[i].bits & 0xff);
-            high[i] = uint8_t(table[i].bits >> 8);
-        }
-        const __m128i low_bytes = _mm_load_si128(reinterpret_cast<const __m128i*>(low));
-        const __m128i high_bytes = _mm_load_si128(reinterpret_cast<const __m128i*>(high));
+        const __m128i first = _mm_load_si128(reinterpret_cast<const __m128i*>(table));
+        const __m128i second = _mm_load_si128(reinterpret_cast<const __m128i*>(table + 8));
+        const __m128i low_byte = _mm_set1_epi16(0xff);
+        const __m128i low_bytes = _mm_packus_epi16(_mm_and_si128(first, low_byte), _mm_and_si128(second, low_byte));
+        const __m128i high_bytes = _mm_packus_epi16(_mm_srli_epi16(first, 8), _mm_srli_epi16(second, 8));
         const __m128i nibble = _mm_set1_epi8(15);
         for (int64_t i = 0; i < count; i += 32) {
             const __m128i pairs = _mm_loadu_si128(reinterpret_cast<const __m128i*>(packed + i / 2));

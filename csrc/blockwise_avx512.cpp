@@ -71,6 +71,21 @@ struct Avx512 {
         }
     }
 
+    static void scale_table(const float* codebook, float scale, float* table) {
+        _mm512_store_ps(table, _mm512_mul_ps(_mm512_loadu_ps(codebook), _mm512_set1_ps(scale)));
+    }
+
+    // Ties to even; not the processor's own conversion, which takes denormals for zeros.
+    static void scale_table(const float* codebook, float scale, bf16* table) {
+        const __m512 value = _mm512_mul_ps(_mm512_loadu_ps(codebook), _mm512_set1_ps(scale));
+        const __m512i bits = _mm512_castps_si512(value);
+        const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+        const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+        const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+        const __m512i rounded = _mm512_mask_set1_epi32(_mm512_srli_epi32(up, 16), nan, 0x7fc0);
+        _mm256_store_si256(reinterpret_cast<__m256i*>(table), _mm512_cvtepi32_epi16(rounded));
+    }
+
     // permutexvar_ps reads the low four bits of an index, so the even nibble needs a shift and the odd one no mask.
     static void expand(const uint8_t* packed, int64_t count, const float* table, float* out) {
         const __m512 values = _mm512_load_ps(table);

@@ -5,6 +5,7 @@
 // Isa supplies, for a count that is a multiple of 32:
 //   float absmax(const T* x, int64_t count)                            NaN where any element is NaN
 //   void encode(const T* x, int64_t count, float reciprocal, const Quantize&, uint8_t* packed)
+//   void scale_table(const float* codebook, float scale, T* table)     table[i] = codebook[i] * scale, rounded to T
 //   void expand(const uint8_t* packed, int64_t count, const T* table, T* out)   out[i] = table[code i], 16 entries
 #pragma once
 
@@ -111,6 +112,11 @@ inline float scale_of(const Dequantize& d, int64_t block) {
 }
 
 template <class T>
+void scale_table_plain(const float* codebook, float scale, T* table) {
+    for (int i = 0; i < 16; ++i) narrow(codebook[i] * scale, &table[i]);
+}
+
+template <class T>
 void expand_plain(const uint8_t* packed, int64_t count, const T* table, T* out) {
     for (int64_t i = 0; i + 1 < count; i += 2) {
         const uint8_t pair = packed[i / 2];
@@ -130,7 +136,7 @@ void dequantize_blocks(const Dequantize& d, int64_t first, int64_t last) {
         const int64_t count = rest < d.blocksize ? rest : d.blocksize;
         const int64_t vectored = count - count % 32;
         const float scale = scale_of(d, block);
-        for (int i = 0; i < 16; ++i) narrow(d.codebook[i] * scale, &table[i]);
+        Isa::scale_table(d.codebook, scale, table);
         T* out = static_cast<T*>(d.out) + start;
         const uint8_t* packed = d.packed + start / 2;
         Isa::expand(packed, vectored, table, out);

@@ -32,6 +32,11 @@ struct Portable {
     }
 
     template <class T>
+    static void scale_table(const float* codebook, float scale, T* table) {
+        scale_table_plain(codebook, scale, table);
+    }
+
+    template <class T>
     static void expand(const uint8_t* packed, int64_t count, const T* table, T* out) {
         expand_plain(packed, count, table, out);
     }

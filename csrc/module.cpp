@@ -68,6 +68,20 @@ void quantize_4bit(AnyArray x, Array<const float> midpoints, Array<const uint8_t
                [&](int64_t first, int64_t last) { kernel(q, first, last); });
 }
 
+void quantize_8bit(Array<const float> x, Array<const float> midpoints, Array<const uint8_t> order, Array<uint8_t> codes,
+                   Array<float> scales, int64_t blocksize, int threads) {
+    const int64_t n = int64_t(x.shape(0));
+    check_blocksize(blocksize);
+    check_size(midpoints, 255, "midpoints");
+    check_size(order, 256, "order");
+    check_size(codes, n, "codes");
+    check_size(scales, ceil_div(n, blocksize), "scales");
+    const Quantize8 q{x.data(), midpoints.data(), order.data(), codes.data(), scales.data(), n, blocksize};
+    const nb::gil_scoped_release released;
+    for_ranges(ceil_div(n, blocksize), kElementsPerThread / blocksize, threads,
+               [&](int64_t first, int64_t last) { quantize_8bit_blocks(q, first, last); });
+}
+
 void dequantize_blocks(Dequantize d, AnyOutput& out, int threads, const std::string& level) {
     d.out = out.data();
     const Kernels kernels = kernels_at(level);
@@ -138,11 +152,13 @@ const char* threading() {
 // noconvert everywhere: nanobind would convert a strided or f64 output array silently, and the result would be lost.
 NB_MODULE(_native, m) {
     using namespace nb::literals;
-    m.doc() = "Blockwise 4-bit kernels for the CPU; called by lorasmith.ops, which checks the arguments.";
+    m.doc() = "Blockwise kernels for the CPU; called by lorasmith.ops, which checks the arguments.";
     m.def("levels", &lorasmith::usable_levels, "Instruction sets that can be used here, best last.");
     m.def("threading", &lorasmith::threading, "What the kernels share the cores by: OpenMP or threads.");
     m.def("quantize_4bit", &lorasmith::quantize_4bit, "x"_a.noconvert(), "midpoints"_a.noconvert(),
           "order"_a.noconvert(), "packed"_a.noconvert(), "scales"_a.noconvert(), "blocksize"_a, "threads"_a, "level"_a);
+    m.def("quantize_8bit", &lorasmith::quantize_8bit, "x"_a.noconvert(), "midpoints"_a.noconvert(),
+          "order"_a.noconvert(), "codes"_a.noconvert(), "scales"_a.noconvert(), "blocksize"_a, "threads"_a);
     m.def("dequantize_4bit", &lorasmith::dequantize_4bit, "packed"_a.noconvert(), "scales"_a.noconvert(),
           "codebook"_a.noconvert(), "blocksize"_a, "out"_a.noconvert(), "threads"_a, "level"_a);
     m.def("dequantize_4bit_nested", &lorasmith::dequantize_4bit_nested, "packed"_a.noconvert(),

@@ -1,6 +1,6 @@
-"""The blockwise ops on a CPU through csrc/: 4-bit codes, scales and values bit-equal to reference.py.
+"""The blockwise ops on a CPU through csrc/: codes, scales and values bit-equal to reference.py.
 
-What the extension lacks (8-bit codes, float16 values) goes to the reference.
+What the extension lacks (values of 8-bit codes, values in float16) goes to the reference.
 """
 
 from math import prod
@@ -19,17 +19,16 @@ OUTPUT_DTYPES = (torch.float32, torch.bfloat16)
 
 def quantize_blockwise(x: Tensor, codebook: Tensor, blocksize: int) -> tuple[Tensor, Tensor]:
     """packed uint8, scales f32; see schema.py."""
-    if bits_of(codebook) != 4:
-        return reference.quantize_blockwise(x, codebook, blocksize)
     flat = x.contiguous().view(-1)
-    if flat.dtype not in INPUT_DTYPES:
-        flat = flat.float()
+    bits = bits_of(codebook)
     midpoints, order = reference.boundaries(codebook)
-    packed = torch.empty(-(-flat.numel() // 2), dtype=torch.uint8)
+    packed = torch.empty(-(-flat.numel() * bits // 8), dtype=torch.uint8)
     scales = torch.empty(-(-flat.numel() // blocksize), dtype=torch.float32)
-    kernels().quantize_4bit(
-        flat, midpoints, order.to(torch.uint8), packed, scales, blocksize, torch.get_num_threads(), level()
-    )
+    rule = (midpoints, order.to(torch.uint8), packed, scales, blocksize, torch.get_num_threads())
+    if bits == 8:
+        kernels().quantize_8bit(flat.float(), *rule)
+    else:
+        kernels().quantize_4bit(flat if flat.dtype in INPUT_DTYPES else flat.float(), *rule, level())
     return packed, scales
 
 
