@@ -1,10 +1,12 @@
 """The memory model: sums the bytes that weights and methods hold of themselves, optimizer state, and a traced step."""
 
+from collections.abc import Sequence
 from itertools import chain
 from math import prod
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from lorasmith.planning.memory_plan import MemoryPlan, PlanSettings
 from lorasmith.planning.resident import resident_bytes
@@ -17,7 +19,7 @@ HEAD_CHUNK_ELEMENTS = 1 << 24
 LOGIT_BYTES = 8
 
 
-def plan(model: nn.Module, settings: PlanSettings) -> MemoryPlan:
+def plan(model: PreTrainedModel, settings: PlanSettings) -> MemoryPlan:
     """Predict the peak memory of training model, with its adapters attached, from shapes alone.
 
     model is a transformers model as it will train (quantized layers and adapters in place, frozen parameters marked
@@ -42,10 +44,10 @@ def plan(model: nn.Module, settings: PlanSettings) -> MemoryPlan:
     return MemoryPlan({name: size for name, size in components.items() if size})
 
 
-def output_head(model: nn.Module) -> nn.Module | None:
+def output_head(model: PreTrainedModel) -> nn.Module | None:
     """The layer that turns hidden states into logits, where it can run apart from the layers below it."""
     head = model.get_output_embeddings()
-    return None if model.base_model is model else head
+    return None if model.base_model is model or not isinstance(head, nn.Module) else head
 
 
 def _weights(model: nn.Module) -> dict[str, int]:
@@ -60,13 +62,14 @@ def _weights(model: nn.Module) -> dict[str, int]:
     return {name: _bytes(tensors) for name, tensors in groups.items()}
 
 
-def _bytes(tensors: list[Tensor]) -> int:
+def _bytes(tensors: Sequence[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _head_bytes(head: nn.Module, step: StepMemory, settings: PlanSettings) -> int:
     weight = head.weight
-    vocabulary = weight.logical_numel if isinstance(head, QuantizedWeight) else weight.shape[0]
+    assert isinstance(weight, Tensor)
+    vocabulary = head.shape[0] if isinstance(head, QuantizedWeight) else weight.shape[0]
     rows = min(settings.batch_size * settings.length, max(1, HEAD_CHUNK_ELEMENTS // vocabulary))
     # an f32 head's product is its logit; a 16-bit one stands beside it
     product = 0 if weight.dtype == torch.float32 else 2
@@ -74,7 +77,7 @@ def _head_bytes(head: nn.Module, step: StepMemory, settings: PlanSettings) -> in
 
 
 def _dequantized_bytes(model: nn.Module, settings: PlanSettings) -> int:
-    sizes = [
+    sizes: list[int] = [
         prod(layer.shape) * (settings.autocast or layer.compute_dtype or layer.dtype).itemsize
         for layer in model.modules()
         if isinstance(layer, QuantizedLinear)

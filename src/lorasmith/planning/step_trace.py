@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import PreTrainedModel
 
 from lorasmith.errors import PlanError
+from lorasmith.models.activation_checkpointing import checkpoint_activations_
 from lorasmith.planning.memory_plan import PlanSettings
 from lorasmith.quantized import QuantizedLinear
 
@@ -72,7 +74,8 @@ class _DenseStandIn(nn.Module):
         dtype = layer.compute_dtype or layer.dtype
         self.in_features, self.out_features = in_features, out_features
         self.weight = nn.Parameter(torch.empty(out_features, in_features, dtype=dtype), requires_grad=False)
-        self.bias = layer.bias
+        self.bias: nn.Parameter | None
+        self.register_parameter("bias", layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> y [..., out]."""
@@ -80,7 +83,7 @@ class _DenseStandIn(nn.Module):
         return nn.functional.linear(x, self.weight.to(x.dtype), bias)
 
 
-def trace_step(model: nn.Module, settings: PlanSettings, *, whole: bool) -> StepMemory:
+def trace_step(model: PreTrainedModel, settings: PlanSettings, *, whole: bool) -> StepMemory:
     """Run forward and backward of one micro-batch on fake tensors and count what lives.
 
     whole runs the model with labels; otherwise only the part below the output head (transformers' base_model) runs.
@@ -99,11 +102,13 @@ def trace_step(model: nn.Module, settings: PlanSettings, *, whole: bool) -> Step
         ) from error
 
 
-def _fake_twin(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
+def _fake_twin(model: PreTrainedModel, mode: FakeTensorMode) -> PreTrainedModel:
     with mode:
         # a copy that finds its tensors made already; shared ones stay shared
         made: dict[int, Any] = {id(tensor): _fake(tensor) for tensor in chain(model.parameters(), model.buffers())}
-        return _dense_(copy.deepcopy(model, made))
+        twin = copy.deepcopy(model, made)
+        _dense_(twin)
+        return twin
 
 
 def _fake(tensor: Tensor) -> Tensor:
@@ -111,19 +116,18 @@ def _fake(tensor: Tensor) -> Tensor:
     return nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
-def _dense_(module: nn.Module) -> nn.Module:
+def _dense_(module: nn.Module) -> None:
     for name, child in module.named_children():
         if isinstance(child, QuantizedLinear):
             setattr(module, name, _DenseStandIn(child))
         else:
             _dense_(child)
-    return module
 
 
-def _run(model: nn.Module, settings: PlanSettings, whole: bool) -> StepMemory:
+def _run(model: PreTrainedModel, settings: PlanSettings, whole: bool) -> StepMemory:
     model.train()
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_activations_(model)
     for parameter in model.parameters():
         # gradients exist beforehand, so that they are added in place and not counted here
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
