@@ -5,9 +5,7 @@ keeps every shard mapped (tensor_file.py). Both ways store the same bytes.
 """
 
 import logging
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +24,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.auto_factory import _get_model_class
-from transformers.utils import logging as transformers_logging
 
 from lorasmith.errors import ModelError
 from lorasmith.models.checkpoint import Checkpoint, open_checkpoint, quantization_of
@@ -35,6 +32,7 @@ from lorasmith.models.hub import Source, fetch
 from lorasmith.models.placement import tied_keys
 from lorasmith.models.quantization_config import QuantizationConfig, torch_dtype
 from lorasmith.models.quantizer import LorasmithQuantizer, register
+from lorasmith.models.quiet import quiet_transformers
 from lorasmith.models.report import LoadReport, report_on
 from lorasmith.models.stored import readable, wanted_config
 from lorasmith.quantized import Scheme
@@ -105,7 +103,7 @@ def load(
     checkpoint = open_checkpoint(folder, trust_remote_code=trust_remote_code)
     quantization = wanted_config(checkpoint, wish.scheme, wish.skip, wish.compute_dtype)
     config = _config(checkpoint, wish, trust_remote_code)
-    with _quiet(), torch.random.fork_rng(devices=[]):
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, info = _build(checkpoint, config, quantization, wish)
     report = _checked(model, info, wish, folder)
@@ -180,7 +178,7 @@ def _dtype(checkpoint: Checkpoint, wish: _Wish) -> torch.dtype:
 
 def _checked(model: PreTrainedModel, info: dict[str, Any], wish: _Wish, folder: Path) -> LoadReport:
     """The report, once nothing is missing that only a checkpoint can give."""
-    mismatched = {name: shapes for name, *shapes in info["mismatched_keys"]}
+    mismatched = {name: shapes for name, *shapes in sorted(info["mismatched_keys"])}
     tied = tied_keys(model)
     missing = sorted(name for name in info["missing_keys"] if name not in tied)
     lost = [name for name in (*missing, *mismatched) if not _may_be_new(name, model, wish)]
@@ -228,18 +226,3 @@ def _finish(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, f
         # classification on a decoder looks for the last token that is no padding
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         model.config.get_text_config().pad_token_id = pad
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers' tables and bars off: the report says the same, and an error stays one line."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    if not sys.stderr.isatty():
-        transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -35,6 +35,8 @@ class LorasmithQuantizer(HfQuantizer):
         # names of layers -> whether the source weight is transposed
         self.layers: dict[str, bool] = {}
         self.filled: set[str] = set()
+        # shapes of the dense parameters, by name
+        self.shapes: dict[str, torch.Size] = {}
         self.failure: LorasmithError | None = None
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **keywords: Any) -> None:
@@ -57,6 +59,7 @@ class LorasmithQuantizer(HfQuantizer):
         if not self.pre_quantized:
             config.skip_modules = left
             self._expect_dense_weights(model, dtype)
+        self.shapes = {name: p.shape for name, p in model.named_parameters() if p.dtype.is_floating_point}
 
     def _expect_dense_weights(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
         # transformers 5.17 casts what it reads to the type of the parameter that it finds
@@ -88,19 +91,27 @@ class LorasmithQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **keywords: Any) -> PreTrainedModel:
         if self.failure is not None:
             raise self.failure
-        for name in self.layers:
-            layer = _layer(model, name)
-            if name not in self.filled:
-                raise ModelError(f"the checkpoint has no weight for {name}; it is incomplete or of another model")
-            bias = getattr(layer, "bias", None)
-            if bias is not None and not getattr(bias, "_is_hf_initialized", False):
-                raise ModelError(f"the checkpoint has no bias for {name}; it is incomplete or of another model")
+        self._refuse_incomplete(model)
         for parameter in model.parameters():
             if parameter.dtype == torch.uint8:
                 parameter.requires_grad_(False)
         forget_takeover_(model)
         report_on(model).log()
         return model
+
+    def _refuse_incomplete(self, model: PreTrainedModel) -> None:
+        for name in self.layers:
+            if name not in self.filled:
+                raise ModelError(f"the checkpoint has no weight for {name}; it is incomplete or of another model")
+            bias = getattr(_layer(model, name), "bias", None)
+            if bias is not None and not getattr(bias, "_is_hf_initialized", False):
+                raise ModelError(f"the checkpoint has no bias for {name}; it is incomplete or of another model")
+        for name, parameter in model.named_parameters():
+            # transformers 5.17 takes any shape once there is a quantizer
+            if parameter.dtype.is_floating_point and parameter.shape != self.shapes[name]:
+                expected = list(self.shapes[name])
+                found = list(parameter.shape)
+                raise ModelError(f"{name} has the shape {found}, config.json asks for {expected}; one is wrong")
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
         return stored_state_dict(model), {}

@@ -12,6 +12,7 @@ from lorasmith.errors import ModelError, WriteError
 from lorasmith.models.placement import linears
 from lorasmith.models.quantization_config import QuantizationConfig
 from lorasmith.models.quantizer import stored_state_dict
+from lorasmith.models.quiet import quiet_transformers
 from lorasmith.quantized import QuantizedLinear, Scheme
 
 DEFAULT_SHARD = "4GB"
@@ -43,17 +44,18 @@ def save_quantized(
     dense = [name for name, _ in linears(model)]
     fields = _stored_fields(scheme, dense, next(iter(layers.values())), model)
     with atomic_folder(out_dir) as folder:
-        _write(model, folder, max_shard_size)
+        try:
+            _write(model, folder, max_shard_size)
+        except SafetensorError as error:
+            raise WriteError(f"{out_dir} could not be written: {error}; free some space or choose another") from error
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         _set_quantization(folder / "config.json", fields)
 
 
 def _write(model: PreTrainedModel, folder: Path, max_shard_size: str) -> None:
-    try:
+    with quiet_transformers():
         model.save_pretrained(folder, state_dict=stored_state_dict(model), max_shard_size=max_shard_size)
-    except SafetensorError as error:
-        raise WriteError(f"{folder} could not be written: {error}; is the disk full?") from error
 
 
 def _stored_fields(scheme: Scheme, dense: list[str], layer: QuantizedLinear, model: PreTrainedModel) -> dict[str, Any]:
