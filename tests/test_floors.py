@@ -9,6 +9,7 @@ package, and the table of commands, so that `lorasmith --help` answers before to
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -79,10 +80,16 @@ def imported_by(tree: ast.AST, module: str) -> Iterator[str]:
                 yield child if child in MODULES else base
 
 
+@cache
+def tree_of(module: str) -> ast.AST:
+    return ast.parse(MODULES[module].read_text())
+
+
+@cache
 def edges() -> dict[str, set[str]]:
     graph = {}
-    for module, path in MODULES.items():
-        names = imported_by(ast.parse(path.read_text()), module)
+    for module in MODULES:
+        names = imported_by(tree_of(module), module)
         graph[module] = {name for name in names if name.split(".")[0] == "lorasmith" and name != module}
     return graph
 
@@ -120,8 +127,7 @@ def test_files_import_each_other_without_cycles():
 
 @pytest.mark.parametrize("module", MODULES)
 def test_nothing_is_imported_inside_a_function(module):
-    tree = ast.parse(MODULES[module].read_text())
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    functions = [node for node in ast.walk(tree_of(module)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     hidden = [
         f"line {node.lineno}"
         for function in functions
@@ -133,7 +139,7 @@ def test_nothing_is_imported_inside_a_function(module):
 
 @pytest.mark.parametrize("module", sorted(MODULES.keys() - IMPORTS_AT_RUN_TIME))
 def test_only_the_registry_and_the_command_table_import_by_name(module):
-    calls = [node.func for node in ast.walk(ast.parse(MODULES[module].read_text())) if isinstance(node, ast.Call)]
+    calls = [node.func for node in ast.walk(tree_of(module)) if isinstance(node, ast.Call)]
     named = {getattr(call, "attr", getattr(call, "id", "")) for call in calls}
     assert not named & {"import_module", "__import__"}, f"{module} imports by name at run time"
 

@@ -61,10 +61,7 @@ def data_file(tmp_path) -> Path:
     records = [
         {"prompt": " ".join(words[:3]) + " ", "completion": " ".join(words[3:])} for words in map(str.split, SENTENCES)
     ]
-    return write_jsonl(tmp_path / "train.jsonl", records)
-
-
-def write_jsonl(path: Path, records: list) -> Path:
+    path = tmp_path / "train.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path
 

@@ -20,7 +20,12 @@ def adapter_folder(model_folder, tmp_path_factory):
     """An adapter whose B is random, so that it changes every output."""
     folder = tmp_path_factory.mktemp("adapters") / "loud"
     loaded = load(model_folder)
-    fields = {"r": 4, "task_type": "CAUSAL_LM", "target_modules": "all-linear", "base_model_name_or_path": str(model_folder)}
+    fields = {
+        "r": 4,
+        "task_type": "CAUSAL_LM",
+        "target_modules": "all-linear",
+        "base_model_name_or_path": str(model_folder),
+    }
     book = attach(loaded.model, LoraConfig(**fields))
     torch.manual_seed(1)
     for parameter in book.parameters("default"):

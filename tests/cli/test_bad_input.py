@@ -1,0 +1,271 @@
+"""Bad input: the exit code, one line on standard error, and no weight read where the fault was visible before."""
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lorasmith.attach import attach, save_adapter
+from lorasmith.methods.lora import LoraConfig
+from lorasmith.models.load import load
+from lorasmith.models.tensor_file import StoredTensor
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Names of the weights that were read."""
+    names = []
+    read = StoredTensor.read
+
+    def spied(self):
+        names.append(self.name)
+        return read(self)
+
+    monkeypatch.setattr(StoredTensor, "read", spied)
+    return names
+
+
+@pytest.fixture
+def model(model_folder, tmp_path):
+    """A copy of the model folder to damage."""
+    return Path(shutil.copytree(model_folder, tmp_path / "model"))
+
+
+def write_jsonl(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+@pytest.fixture
+def train(lorasmith, data_file, tmp_path):
+    """Trains two steps and returns the one line of the error with the exit code."""
+
+    def call(model, *arguments, data=data_file):
+        answer = lorasmith(
+            *("train", "--model", model, "--data", data, "--output", tmp_path / "run", "--max-steps", 2),
+            *("--batch-size", 2, "--set", "evaluation.samples=0", *arguments),
+        )
+        return answer
+
+    return call
+
+
+def refused(answer, code, *parts):
+    """Asserts one line with all parts, and the exit code."""
+    lines = answer.err.strip().splitlines()
+    assert answer.code == code, answer.err
+    assert len(lines) == 1, answer.err
+    for part in parts:
+        assert part in lines[0], lines[0]
+
+
+def test_the_fixture_model_trains(train, model, reads):
+    # or every refusal below could have another reason
+    answer = train(model)
+    assert answer.code == 0, answer.err
+    assert "lm_head.weight" in reads
+
+
+def test_a_missing_model_folder(train, reads, tmp_path):
+    refused(train(tmp_path / "nowhere"), 2, "nowhere does not exist")
+    assert not reads
+
+
+def test_a_truncated_safetensors_file(train, model, reads):
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    refused(train(model), 2, "model.safetensors is truncated")
+    assert not reads
+
+
+def test_a_corrupt_safetensors_header(train, model, reads):
+    weights = model / "model.safetensors"
+    weights.write_bytes(b"\x10" + bytes(7) + b"no json at all.." + weights.read_bytes())
+    refused(train(model), 2, "model.safetensors", "damaged")
+    assert not reads
+
+
+def test_a_pickle_instead_of_safetensors(train, model, reads):
+    (model / "model.safetensors").unlink()
+    torch.save({"x": torch.zeros(1)}, model / "pytorch_model.bin")
+    refused(train(model), 2, "pytorch_model.bin", "pickle")
+    assert not reads
+
+
+def test_an_unknown_recipe_key(lorasmith, model, data_file, reads, tmp_path):
+    recipe = tmp_path / "my.yaml"
+    recipe.write_text(f"model: {model}\ndata: {data_file}\ntraining: {{learnin_rate: 1}}\n")
+    refused(lorasmith("train", recipe), 2, "my.yaml", "training.learnin_rate", "'learning_rate'")
+    assert not reads
+
+
+def test_a_jsonl_line_that_is_no_json(train, model, data_file, reads):
+    lines = data_file.read_text().splitlines()
+    data_file.write_text("\n".join([*lines[:3], '{"prompt": "cut of', *lines[3:]]))
+    refused(train(model), 2, "train.jsonl", "line 4")
+    assert not reads
+
+
+def test_a_record_with_no_text(train, model, data_file, reads):
+    records = [json.loads(line) for line in data_file.read_text().splitlines()]
+    records[2]["completion"] = ""
+    write_jsonl(data_file, records)
+    refused(train(model), 2, "train.jsonl", "line 3", "completion")
+    assert not reads
+
+
+def test_an_empty_data_set(train, model, data_file, reads):
+    data_file.write_text("")
+    refused(train(model), 2, "train.jsonl", "empty")
+    assert not reads
+
+
+def test_all_labels_masked(train, model, data_file, reads):
+    # the prompt alone fills what an example may have
+    write_jsonl(data_file, [{"prompt": "the cat sees a dog " * 8, "completion": "."}] * 4)
+    refused(train(model, "--max-length", 8), 2, "all labels are masked", "max_length")
+    assert not reads
+
+
+def test_target_modules_that_match_nothing(train, model, reads):
+    refused(train(model, "--target", "q_prj"), 2, "q_prj", "'q_proj'")
+    assert not reads
+
+
+def test_an_adapter_of_another_shape(lorasmith, model, tmp_path):
+    loaded = load(model)
+    attach(loaded.model, LoraConfig(r=4, target_modules=["q_proj"], base_model_name_or_path=str(model)))
+    save_adapter(loaded.model, tmp_path / "adapter")
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = {name: value[..., :-1].contiguous() for name, value in load_file(weights).items()}
+    save_file(tensors, weights, metadata={"format": "pt"})
+    answer = lorasmith("generate", tmp_path / "adapter", "the cat", "--max-new-tokens", 1)
+    refused(answer, 2, "adapter_model.safetensors", "shape", "q_proj.lora_A")
+
+
+def deny(monkeypatch, code, below):
+    """Lets every write below a folder fail as the operating system would."""
+    replace = os.replace
+
+    def denied(source, target, **options):
+        if Path(target).is_relative_to(below):
+            raise OSError(code, os.strerror(code), str(target))
+        return replace(source, target, **options)
+
+    monkeypatch.setattr("os.replace", denied)
+
+
+def test_no_permission_to_write_the_run(train, model, reads, monkeypatch, tmp_path):
+    deny(monkeypatch, errno.EACCES, tmp_path)
+    refused(train(model), 1, "no write permission")
+    assert not reads
+
+
+def test_a_disk_that_is_full_before_the_run(train, model, reads, monkeypatch, tmp_path):
+    deny(monkeypatch, errno.ENOSPC, tmp_path)
+    refused(train(model), 1, "the disk is full")
+    assert not reads
+
+
+def test_a_disk_that_fills_up_at_the_checkpoint(train, model, monkeypatch, tmp_path):
+    deny(monkeypatch, errno.ENOSPC, tmp_path / "run" / "checkpoints")
+    answer = train(model)
+    assert answer.code == 1
+    assert answer.err.strip().splitlines()[-1].startswith("error: ")
+    assert "the disk is full" in answer.err
+    assert not list((tmp_path / "run" / "checkpoints").iterdir()), "half a checkpoint was left behind"
+
+
+@pytest.mark.parametrize("command", ["merge", "quantize"])
+def test_a_disk_that_is_full_for_the_other_writers(lorasmith, model, reads, monkeypatch, tmp_path, command):
+    subject = model
+    if command == "merge":
+        loaded = load(model)
+        attach(loaded.model, LoraConfig(r=2, target_modules=["q_proj"], base_model_name_or_path=str(model)))
+        save_adapter(loaded.model, tmp_path / "adapter")
+        subject = tmp_path / "adapter"
+        reads.clear()
+    deny(monkeypatch, errno.ENOSPC, tmp_path)
+    refused(lorasmith(command, subject, "--out", tmp_path / "out"), 1, "the disk is full")
+    assert not reads
+
+
+def test_nan_in_the_weights(train, model):
+    weights = model / "model.safetensors"
+    tensors = load_file(weights)
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, weights, metadata={"format": "pt"})
+    refused(train(model), 2, name, "NaN")
+
+
+def test_a_loss_that_turns_nan_keeps_the_last_good_checkpoint(train, model, tmp_path):
+    # the second step multiplies the adapter by 1e30, the third overflows
+    answer = train(
+        model,
+        "--max-steps",
+        6,
+        "--lr",
+        "1e30",
+        "--set",
+        "training.clip=null",
+        "--set",
+        "training.save_every=1",
+        "--set",
+        "training.warmup=0",
+    )
+    last = answer.err.strip().splitlines()[-1]
+    assert answer.code == 1
+    assert last.startswith("error: ")
+    assert "last good checkpoint is" in last
+    kept = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    assert str(kept[-1]) in last
+    assert all(tensor.isfinite().all() for tensor in load_file(kept[-1] / "trainable.safetensors").values())
+
+
+def test_code_in_a_model_folder(train, model, reads, tmp_path):
+    mark = tmp_path / "it ran"
+    (model / "modeling_x.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    config = json.loads((model / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "modeling_x.X", "AutoModelForCausalLM": "modeling_x.Y"}
+    (model / "config.json").write_text(json.dumps(config))
+    refused(train(model), 2, "modeling_x.py", "trust-remote-code")
+    assert not reads
+    assert not mark.exists()
+
+
+def test_an_internal_error_is_one_line_that_says_how_to_see_more(lorasmith, model, monkeypatch):
+    def broken(*arguments, **options):
+        raise KeyError("surprise")
+
+    monkeypatch.setattr("lorasmith.recipes.inspection.open_checkpoint", broken)
+    refused(lorasmith("inspect", model), 1, "internal error: KeyError", "LORASMITH_DEBUG=1")
+
+
+def test_an_interrupt_is_one_line(lorasmith, model, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lorasmith.recipes.inspection.open_checkpoint", interrupted)
+    refused(lorasmith("inspect", model), 1, "interrupted")
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(train, model, tmp_path):
+    assert train(model).code == 0
+    refused(train(model), 2, "already holds a run")
+
+
+def test_resume_takes_no_other_settings(train, lorasmith, model, tmp_path):
+    assert train(model).code == 0
+    refused(lorasmith("train", "--resume", tmp_path / "run", "--lr", 1), 2, "training.learning_rate cannot be given")
+
+
+def test_a_device_that_is_not_there(train, model, reads):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    refused(train(model, "--device", "cuda"), 2, "cuda", "--device auto")
+    assert not reads
