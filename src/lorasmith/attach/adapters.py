@@ -13,8 +13,9 @@ from lorasmith.attach.selection import base_modules
 from lorasmith.errors import AttachError, nearest
 from lorasmith.methods import AdapterConfig, Site
 
-# in front of every key of a PEFT file
+# in front of every key of a PEFT file; soft prompts lack PEFT's tuner, and so one step
 KEY_PREFIX = "base_model.model."
+PROMPT_KEY_PREFIX = "base_model."
 PROMPT_KEY = "prompt_embeddings"
 
 
@@ -160,7 +161,8 @@ class Adapters:
         for path, saved in self.saved_modules():
             if name in saved.modules_to_save:
                 state = saved.modules_to_save[name].state_dict()
-                found |= {f"{KEY_PREFIX}{path}.{key}": value for key, value in state.items()}
+                prefix = PROMPT_KEY_PREFIX if self.configs[name].is_prompt_learning else KEY_PREFIX
+                found |= {f"{prefix}{path}.{key}": value for key, value in state.items()}
         return found
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:

@@ -167,7 +167,8 @@ def _place_saved_modules(book: Adapters, config: AdapterConfig, name: str) -> No
     modules = [(path, module) for path, module in base_modules(book.model) if path]
     for wanted in config.modules_to_save or []:
         found = [(path, module) for path, module in modules if named(path, wanted)]
-        if not found:
+        # PEFT lists the usual names of a classifier's head, of which a model has one
+        if not found and wanted not in HEADS:
             known = sorted({path.rpartition(".")[2] for path, _ in modules})
             raise AttachError(f"modules_to_save: no module is named {wanted!r}.{nearest(wanted, known)}")
         for path, module in found:

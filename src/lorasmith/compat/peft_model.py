@@ -3,10 +3,11 @@
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from types import ModuleType
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from lorasmith.attach import (
     adapters_of,
     attach,
     load_adapter,
+    load_adapter_state,
     merge_and_unload,
     merge_in_place,
     save_adapter,
@@ -51,6 +53,13 @@ class AdaptedBase(nn.Module):
             if name == "model":
                 raise
             return getattr(self.model, name)
+
+
+class LoadResult(NamedTuple):
+    """What load_state_dict returns, as torch has it."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
 
 
 class _Forward:
@@ -257,9 +266,16 @@ class PeftModel(nn.Module):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The whole state with real peft at hand, which selects from it; else the active adapter in PEFT's keys."""
-        if "peft" in sys.modules or args or kwargs:
+        if _real_peft() is not None or args or kwargs:
             return super().state_dict(*args, **kwargs)
         return adapter_state(self.get_base_model(), self.active_adapter)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load a whole state, or what state_dict() gave without real peft: the active adapter in PEFT's keys."""
+        if set(state_dict) != set(adapter_state(self.get_base_model(), self.active_adapter)):
+            return super().load_state_dict(state_dict, strict, assign)
+        load_adapter_state(self.get_base_model(), state_dict, self.active_adapter)
+        return LoadResult([], [])
 
     # --- passing for PEFT's and transformers' own
 
@@ -269,7 +285,7 @@ class PeftModel(nn.Module):
 
     @property
     def __class__(self) -> type:
-        peft = sys.modules.get("peft")
+        peft = _real_peft()
         mine = type(self)
         return mine if peft is None else getattr(peft, mine.__name__, getattr(peft, "PeftModel", mine))
 
@@ -284,6 +300,11 @@ class PeftModel(nn.Module):
             if name == "base_model":
                 raise
             return getattr(self.base_model.model, name)
+
+
+def _real_peft() -> ModuleType | None:
+    """The real peft, if something has imported it."""
+    return sys.modules.get("peft")
 
 
 def _blank(kind: type[PeftModel]) -> PeftModel:
