@@ -108,10 +108,13 @@ class Loader:
             raise DataError(f"an example has {longest} tokens, more than max_length={self.max_length}; encode it again")
 
     def _plan_of(self, epoch: int) -> list[list[int]]:
-        if self._planned is None or self._planned[0] != epoch:
-            random = np.random.default_rng([self.seed % 2**63, epoch]) if self.shuffle else None
-            self._planned = (epoch, self._plan(random))
-        return self._planned[1]
+        if self._planned is not None and self._planned[0] == epoch:
+            return self._planned[1]
+        random = np.random.default_rng([self.seed % 2**63, epoch]) if self.shuffle else None
+        plan = self._plan(random)
+        if epoch == self._epoch:
+            self._planned = (epoch, plan)
+        return plan
 
     def _plan(self, random: np.random.Generator | None) -> list[list[int]]:
         """Micro-batches as lists of example indices, every index in one; without random in a fixed order."""
