@@ -183,7 +183,7 @@ def _trial(model: PreTrainedModel) -> str | None:
             alone = torch.cat([backbone(input_ids=part).last_hidden_state for part in tokens.split([3, 4], 1)], 1)
     except (ModelError, TypeError, ValueError, RuntimeError, IndexError) as error:
         logger.debug("packing was tried and failed", exc_info=error)
-        return f"a packed row was refused ({type(error).__name__})"
+        return f"its forward refused a packed row of two sequences ({type(error).__name__})"
     # same products in another order: some roundings of the states' own dtype for each layer
     bound = 64 * torch.finfo(alone.dtype).eps * float(alone.abs().max())
     if not bool(((packed - alone).abs() <= bound).all()):
