@@ -165,6 +165,28 @@ def test_a_longer_run_goes_on_from_where_a_shorter_one_ended(model, loader, tmp_
     assert loader.index == 4
 
 
+def test_a_line_that_spans_a_resume_is_the_line_of_an_uninterrupted_run(model, loader, tmp_path):
+    twin = type(model)(model.config)
+    twin.load_state_dict(model.state_dict())
+    own, calls = loss_for(model, "causal"), []
+
+    def failing(batch):
+        calls.append(batch)
+        if len(calls) == 5:
+            raise RunError("stopped")
+        return own(batch)
+
+    # checkpoints after steps 2 and 4, lines after 3 and 6: the second line begins before the resume
+    with pytest.raises(RunError, match="stopped"):
+        run(model, loader, settings(log_every=3), RunFolder(tmp_path / "a"), loss=failing)
+    run(model, loader, settings(log_every=3), RunFolder(tmp_path / "a"), resume=True)
+    loader.index = 0
+    run(twin, loader, settings(log_every=3), RunFolder(tmp_path / "b"))
+    for one, other in zip(lines(tmp_path / "a"), lines(tmp_path / "b"), strict=True):
+        for name in ("step", "loss", "lr", "grad_norm", "supervised_tokens"):
+            assert one[name] == other[name]
+
+
 def test_a_model_with_nothing_to_train_is_refused(model, loader, tmp_path):
     with pytest.raises(RunError, match="no parameter that requires a gradient; attach an adapter"):
         run(model.requires_grad_(False), loader, settings(), RunFolder(tmp_path))

@@ -48,6 +48,7 @@ def killed(folder: Path, moment: str) -> None:
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("moment", "steps_logged"), [("step", 4), ("rename", 6), ("second", 3)])
 def test_a_killed_run_resumes_bit_equal(moment, steps_logged, script, uninterrupted, tmp_path):
     killed(tmp_path, moment)
