@@ -46,6 +46,8 @@ def attach(model: nn.Module, config: AdapterConfig, adapter_name: str = "default
         model.requires_grad_(False)
     _complete_modules_to_save(model, config)
     try:
+        # first, so that nothing below takes a tensor of the originals
+        _place_saved_modules(book, config, adapter_name)
         if isinstance(method, SiteMethod):
             assert isinstance(config, TargetedConfig)
             _place_sites(book, config, method, adapter_name, float32)
@@ -53,7 +55,6 @@ def attach(model: nn.Module, config: AdapterConfig, adapter_name: str = "default
             _place_prompt(book, config, method, adapter_name)
         elif isinstance(method, SelectiveMethod):
             _place_selection(book, config, method, adapter_name)
-        _place_saved_modules(book, config, adapter_name)
     except Exception:
         book.configs[adapter_name] = config
         book.remove(adapter_name)

@@ -1,0 +1,121 @@
+"""Claims that hold for every method: a new file in methods/ is tested on arrival."""
+
+import pytest
+import torch
+from tiny import bert, llama, logits, quantized, shake
+from torch.testing import assert_close
+
+from lorasmith.attach import adapters_of, attach, load_adapter, merge_and_unload, save_adapter, unload
+from lorasmith.errors import AttachError
+from lorasmith.methods import SiteMethod, methods
+from lorasmith.quantized import Scheme
+
+# fields that a method needs beside the defaults of its family
+FIELDS = {"prompt_tuning": {"num_virtual_tokens": 3}}
+BASES = {
+    "llama": llama,
+    "bert": bert,
+    "llama in nf4": lambda: quantized(llama()),
+    "bert in nf4": lambda: quantized(bert()),
+    "llama in int8": lambda: quantized(llama(), Scheme("int8")),
+}
+
+
+def config_of(method: str, base: str):
+    task = "SEQ_CLS" if base.startswith("bert") else "CAUSAL_LM"
+    return methods[method].config_class(task_type=task, **FIELDS.get(method, {}))
+
+
+@pytest.fixture(params=methods.names())
+def method(request):
+    return request.param
+
+
+@pytest.fixture(params=BASES)
+def base(request):
+    return request.param
+
+
+def test_every_trainable_tensor_gets_a_gradient_and_nothing_else_does(method, base):
+    model = BASES[base]()
+    book = attach(model, config_of(method, base))
+    shake(model)
+    model(input_ids=torch.randint(64, (2, 5))).logits.sum().backward()
+    own = {id(p) for p in book.parameters("default")}
+    assert {id(p) for p in model.parameters() if p.requires_grad} == own
+    # keys' biases cancel in the softmax, so their gradient is zero, but it is there
+    assert all(p.grad is not None for p in book.parameters("default"))
+    assert all(p.grad is None for p in model.parameters() if id(p) not in own)
+
+
+def test_switched_off_or_taken_off_the_base_is_bit_equal_again(method, base):
+    before = logits(BASES[base]())
+    model = BASES[base]()
+    book = attach(model, config_of(method, base))
+    shake(model)
+    assert not torch.equal(logits(model), before)
+    with book.disabled():
+        assert torch.equal(logits(model), before)
+    assert not torch.equal(logits(model), before)
+    assert torch.equal(logits(unload(model)), before)
+
+
+def test_saved_and_loaded_the_logits_are_bit_equal(method, base, tmp_path):
+    model = BASES[base]()
+    attach(model, config_of(method, base))
+    adapted = logits(shake(model))
+    save_adapter(model, tmp_path)
+    other = BASES[base]()
+    load_adapter(other, tmp_path)
+    assert torch.equal(logits(other), adapted)
+    assert not any(p.requires_grad for p in other.parameters())
+
+
+def test_merged_for_good_it_equals_the_adapter_or_refuses(method, base):
+    model = BASES[base]()
+    attach(model, config_of(method, base))
+    adapted = logits(shake(model))
+    try:
+        merged = merge_and_unload(model)
+    except AttachError as error:
+        assert "cannot be merged" in str(error)
+        return
+    # one rounding of the weight in f32; int8 also rounds activations as long as it is not merged
+    assert_close(logits(merged), adapted, atol=0.02 if "int8" in base else 1e-5, rtol=0)
+
+
+def test_two_adapters_swap_without_mixing(method):
+    model = llama()
+    first = attach(model, config_of(method, "llama"), "first")
+    one = logits(shake(model))
+    attach(model, config_of(method, "llama"), "second")
+    two = logits(shake(model, 0.2))
+    book = adapters_of(model)
+    assert book is first
+    book.activate("first")
+    assert torch.equal(logits(model), one)
+    book.activate("second")
+    assert torch.equal(logits(model), two)
+    book.remove("second")
+    book.activate("first")
+    assert torch.equal(logits(model), one)
+
+
+def test_a_16_bit_base_keeps_float32_adapters_and_gives_16_bit_logits(method):
+    model = llama().to(torch.bfloat16)
+    book = attach(model, config_of(method, "llama"))
+    if isinstance(methods[method], SiteMethod) or method == "prompt_tuning":
+        assert {p.dtype for p in book.parameters("default")} == {torch.float32}
+    assert logits(shake(model)).dtype == torch.bfloat16
+
+
+def test_configs_survive_their_json(method):
+    config = config_of(method, "llama")
+    again = type(config).from_dict(config.to_dict())
+    assert again.to_dict() == config.to_dict()
+
+
+def test_unknown_fields_are_dropped_with_a_warning_that_names_them(method, caplog):
+    config = config_of(method, "llama")
+    type(config).from_dict(config.to_dict() | {"from_the_future": 3})
+    assert "from_the_future" in caplog.text
