@@ -95,7 +95,7 @@ def test_a_stored_weight_whose_layer_is_listed_as_dense_is_an_error(saved, tmp_p
     load(saved("llama"), scheme=Scheme()).model.save_pretrained(tmp_path / "q")
     stored = QuantizationConfig(skip_modules=["lm_head", "up_proj"]).to_dict()
     edit_config(tmp_path / "q", quantization_config=stored)
-    with pytest.raises(FormatError, match="up_proj.weight is stored quantized, but its layer is listed"):
+    with pytest.raises(FormatError, match=r"up_proj\.weight is stored quantized, but its layer is listed"):
         load(tmp_path / "q")
 
 

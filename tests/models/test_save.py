@@ -1,7 +1,6 @@
 """A saved quantized model loads bit-equal here, and in stock transformers where the format is bitsandbytes'."""
 
 import json
-import os
 
 import pytest
 import torch
@@ -132,4 +131,4 @@ def test_a_failed_write_leaves_the_old_folder_and_no_rest(saved, tmp_path, monke
     with pytest.raises(WriteError, match="q could not be written: the disk is full"):
         save_quantized(model, None, tmp_path / "out" / "q")
     assert (tmp_path / "out" / "q" / "config.json").read_bytes() == before
-    assert os.listdir(tmp_path / "out") == ["q"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["q"]

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from pathlib import Path
 
 import pytest
 import torch
@@ -59,7 +60,7 @@ def test_memory_does_not_grow_by_the_file_while_its_tensors_are_read(tmp_path):
 
 
 def _file_pages():
-    with open("/proc/self/status", encoding="ascii") as status:
+    with Path("/proc/self/status").open(encoding="ascii") as status:
         line = next(line for line in status if line.startswith("RssFile"))
     return int(line.split()[1]) * 1024
 
@@ -70,7 +71,7 @@ def test_a_value_that_is_no_number_is_refused_with_the_tensors_name(value, dtype
     tensor = torch.ones(300, dtype=dtype)
     tensor[299] = value
     save_file({"model.norm.weight": tensor}, tmp_path / "x.safetensors")
-    with pytest.raises(ModelError, match="x.safetensors: tensor model.norm.weight holds NaN or Inf"):
+    with pytest.raises(ModelError, match=r"x\.safetensors: tensor model.norm.weight holds NaN or Inf"):
         read_header(tmp_path / "x.safetensors")["model.norm.weight"].read()
 
 

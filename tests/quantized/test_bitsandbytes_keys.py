@@ -153,7 +153,7 @@ def test_another_table_of_levels_is_an_error(name):
 @pytest.mark.parametrize("scheme", ALL, ids=str)
 def test_a_tensor_that_was_cut_is_an_error(scheme):
     tensors = to_stored(layer(scheme), "")
-    with pytest.raises(FormatError, match="weight holds .* bytes, the layer expects"):
+    with pytest.raises(FormatError, match=r"weight holds .* bytes, the layer expects"):
         from_stored(empty(layer(scheme)), {**tensors, "weight": tensors["weight"].reshape(-1)[:-4]})
 
 
