@@ -1,0 +1,176 @@
+"""The linear layer on stored blocks: values, gradients, and a scratch buffer that is never seen from outside."""
+
+import threading
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from lorasmith import ops
+from lorasmith.errors import FormatError
+from lorasmith.formats import dynamic_map, formats
+from lorasmith.ops import scratch
+
+NF4 = formats["nf4"].codebook("cpu")
+
+
+class Stored:
+    """A weight [out, in] in NF4 with nested scales, and its dense value."""
+
+    def __init__(self, out_features=48, in_features=96, seed=0, dtype=torch.float32):
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.randn(out_features, in_features, generator=generator)
+        self.shape = (out_features, in_features)
+        self.packed, scales = ops.quantize_blockwise(weight, NF4, 64)
+        self.codes, nested_scales, offset = ops.double_quantize(scales)
+        self.nested = ops.Nested(nested_scales, offset, dynamic_map())
+        self.dense = ops.dequantize_blockwise(self.packed, self.codes, NF4, 64, self.shape, dtype, nested=self.nested)
+
+    def __call__(self, x, bias=None):
+        return ops.blockwise_linear(x, self.packed, self.codes, NF4, 64, self.shape, bias, nested=self.nested)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("leading", [(), (7,), (2, 3)])
+def test_output_and_gradients_are_those_of_the_dense_layer(dtype, leading):
+    stored = Stored(dtype=dtype)
+    x, bias = torch.randn(*leading, 96).to(dtype), torch.randn(48).to(dtype)
+    ours = [x.clone().requires_grad_(), bias.clone().requires_grad_()]
+    theirs = [x.clone().requires_grad_(), bias.clone().requires_grad_()]
+    y, expected = stored(*ours), F.linear(theirs[0], stored.dense, theirs[1])
+    assert torch.equal(y, expected)
+    weights = torch.randn_like(y)
+    (y * weights).sum().backward()
+    (expected * weights).sum().backward()
+    # the same sums, perhaps in another order: one unit in the last place of the dtype
+    tolerance = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 5e-2, "rtol": 1e-2}
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, **tolerance)
+
+
+def test_gradients_agree_with_finite_differences():
+    stored = Stored(5, 7)
+    x = torch.randn(3, 7, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(stored, (x, bias))
+
+
+def test_no_dense_weight_is_kept_for_backward():
+    stored = Stored()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        stored(torch.randn(4, 96, requires_grad=True))
+    assert kept
+    assert all(tensor.numel() < stored.dense.numel() for tensor in kept)
+
+
+def test_the_parts_of_the_weight_get_no_gradient():
+    stored = Stored()
+    y = stored(torch.randn(2, 96))
+    assert not y.requires_grad
+
+
+def test_two_threads_do_not_disturb_each_other():
+    layers = [Stored(seed=seed) for seed in range(2)]
+    x = torch.randn(8, 96)
+    expected = [F.linear(x, layer.dense) for layer in layers]
+    wrong = []
+
+    def work(index):
+        for _ in range(200):
+            leaf = x.clone().requires_grad_()
+            y = layers[index](leaf)
+            y.sum().backward()
+            if not torch.equal(y, expected[index]):
+                wrong.append(index)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_recomputation_gives_the_same_gradients(reentrant):
+    first, second = Stored(96, 96, seed=1), Stored(48, 96, seed=2)
+
+    def block(x):
+        return second(first(x).relu())
+
+    plain, recomputed = (torch.linspace(-1, 1, 4 * 96).view(4, 96).requires_grad_() for _ in range(2))
+    block(plain).square().sum().backward()
+    checkpoint(block, recomputed, use_reentrant=reentrant).square().sum().backward()
+    assert torch.equal(plain.grad, recomputed.grad)
+
+
+def test_a_nested_use_of_the_scratch_gets_its_own_buffer():
+    with scratch.borrowed((4, 4), torch.float32, torch.device("cpu")) as outer:
+        outer.fill_(1)
+        with scratch.borrowed((4, 4), torch.float32, torch.device("cpu")) as inner:
+            inner.fill_(2)
+            assert outer.data_ptr() != inner.data_ptr()
+        assert (outer == 1).all()
+
+
+def test_the_scratch_is_reused_and_grows_to_the_largest():
+    scratch.release()
+    cpu = torch.device("cpu")
+    with scratch.borrowed((100, 10), torch.float32, cpu) as large:
+        pointer = large.data_ptr()
+    with scratch.borrowed((3, 5), torch.float32, cpu) as small:
+        assert small.data_ptr() == pointer
+    with scratch.borrowed((1000,), torch.float32, cpu) as again:
+        assert again.data_ptr() == pointer
+    scratch.release()
+
+
+def test_training_after_inference_mode_can_use_the_same_scratch():
+    scratch.release()
+    stored = Stored()
+    with torch.inference_mode():
+        stored(torch.randn(2, 96))
+    x = torch.randn(2, 96, requires_grad=True)
+    stored(x).sum().backward()
+    torch.testing.assert_close(x.grad, stored.dense.sum(0).expand(2, 96))
+
+
+def test_autocast_sets_the_dtype_of_the_product():
+    stored = Stored()
+    x = torch.randn(2, 96, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = stored(x, torch.randn(48))
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert x.grad.dtype == torch.float32
+
+
+def test_the_layer_is_traced_whole_by_compile():
+    stored = Stored()
+    compiled = torch.compile(lambda x: stored(x).relu(), fullgraph=True, backend="aot_eager")
+    x = torch.randn(4, 96)
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    y = compiled(ours)
+    expected = stored(theirs).relu()
+    y.sum().backward()
+    expected.sum().backward()
+    assert torch.equal(y, expected)
+    assert torch.equal(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("x, bias", [(torch.ones(2, 95), None), (torch.ones(2, 96), torch.ones(47))])
+def test_an_input_or_bias_that_does_not_fit_is_refused(x, bias):
+    with pytest.raises(FormatError, match=r"do not fit a weight of shape \[48, 96\]"):
+        Stored()(x, bias)
+
+
+def test_the_schemas_and_fakes_tell_the_truth():
+    stored = Stored()
+    nested = (stored.nested.scales, stored.nested.offset, stored.nested.codebook, 256)
+    parts = (stored.packed, stored.codes, NF4, 64, stored.shape, *nested)
+    checks = ("test_schema", "test_faketensor")
+    x, grad = torch.randn(2, 3, 96), torch.randn(2, 3, 48)
+    torch.library.opcheck(torch.ops.lorasmith.blockwise_linear.default, (x, None, *parts), test_utils=checks)
+    torch.library.opcheck(torch.ops.lorasmith.blockwise_linear_backward.default, (grad, *parts), test_utils=checks)

@@ -1,0 +1,95 @@
+"""The extension beside torch: one OpenMP runtime, checked arguments, and the switches that turn it off."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lorasmith import ops
+from lorasmith.formats import formats
+from lorasmith.ops import native
+
+NF4 = formats["nf4"].codebook("cpu")
+
+
+def run(code, **environment):
+    """What a fresh interpreter prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def extension():
+    if native.extension() is None:
+        pytest.skip(f"no extension: {native.absence()}")
+    return native.extension()
+
+
+def test_the_process_holds_one_openmp_runtime(extension):
+    if sys.platform != "linux":
+        pytest.skip("reads /proc/self/maps")
+    code = """
+from pathlib import Path
+import torch
+from lorasmith import ops
+from lorasmith.formats import formats
+ops.quantize_blockwise(torch.ones(1 << 18), formats["nf4"].codebook("cpu"), 64)
+lines = Path("/proc/self/maps").read_text().splitlines()
+print(len({line.split()[-1] for line in lines if "libgomp" in line or "libomp" in line or "libiomp" in line}))
+"""
+    assert run(code) == "1"
+
+
+def test_reference_kernels_can_be_asked_for():
+    code = (
+        "from lorasmith import ops; print({s.active + ' ' + s.why for s in ops.kernel_status() if 'made' not in s.why})"
+    )
+    assert run(code, LORASMITH_KERNELS="reference") == "{'reference LORASMITH_KERNELS=reference'}"
+
+
+def test_a_level_that_is_not_there_is_refused_by_name(extension, monkeypatch):
+    monkeypatch.setenv("LORASMITH_CPU_LEVEL", "avx")
+    native.level.cache_clear()
+    try:
+        with pytest.raises(ValueError, match=r"LORASMITH_CPU_LEVEL=avx cannot be used here; choose one of: portable"):
+            ops.quantize_blockwise(torch.ones(64), NF4, 64)
+    finally:
+        native.level.cache_clear()
+
+
+def test_every_op_has_a_status_with_a_reason():
+    statuses = [status for status in ops.kernel_status() if status.device == "cpu"]
+    assert {"quantize_blockwise", "dequantize_blockwise", "blockwise_linear", "rowwise_linear"} <= {
+        s.op for s in statuses
+    }
+    assert all(status.why for status in statuses)
+
+
+def arrays(n=128, blocks=2):
+    return {
+        "x": torch.ones(n),
+        "midpoints": torch.zeros(15),
+        "order": torch.zeros(16, dtype=torch.uint8),
+        "packed": torch.zeros(n // 2, dtype=torch.uint8),
+        "scales": torch.zeros(blocks),
+    }
+
+
+@pytest.mark.parametrize("name", ["midpoints", "order", "packed", "scales"])
+def test_an_array_of_another_size_is_refused_by_the_extension(extension, name):
+    given = arrays()
+    given[name] = given[name][1:].clone()
+    with pytest.raises(ValueError, match=name):
+        extension.quantize_4bit(**given, blocksize=64, threads=1, level="portable")
+
+
+@pytest.mark.parametrize("change", [lambda a: a.double(), lambda a: a.repeat_interleave(2)[::2]])
+def test_an_output_is_never_converted_silently(extension, change):
+    given = arrays()
+    given["scales"] = change(given["scales"])
+    with pytest.raises(TypeError):
+        extension.quantize_4bit(**given, blocksize=64, threads=1, level="portable")

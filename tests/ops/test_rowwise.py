@@ -1,0 +1,174 @@
+"""Row-wise int8: bytes against bitsandbytes, the product against its plain definition and against Linear8bitLt."""
+
+import pytest
+import torch
+
+from lorasmith import ops
+from lorasmith.errors import FormatError
+from lorasmith.ops.rowwise import cpu, reference
+
+
+def seeded(*shape, scale=1.0, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def zero_row():
+    weight = seeded(6, 33)
+    weight[2] = 0
+    return weight
+
+
+CASES = {
+    "random": seeded(48, 96),
+    "bf16": seeded(48, 96).bfloat16(),
+    "odd": seeded(7, 33),
+    "constant": torch.full((3, 40), -0.3),
+    "a row of zeros": zero_row(),
+    "f16 denormal": seeded(5, 64, scale=1e-6),
+    "below f16": seeded(5, 64, scale=1e-9),
+    "huge": seeded(5, 64, scale=1e4),
+    "ties": torch.arange(-127, 128).float().div(2).view(1, -1),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_codes_and_absmax_are_those_of_bitsandbytes(case):
+    functional = pytest.importorskip("bitsandbytes.functional")
+    codes, absmax = ops.quantize_rowwise(CASES[case])
+    their_codes, their_absmax, _ = functional.int8_vectorwise_quant(CASES[case].half())
+    assert torch.equal(codes, their_codes)
+    assert torch.equal(absmax.view(torch.int32), their_absmax.view(torch.int32))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 70000.0])
+def test_a_row_that_int8_cannot_hold_gets_an_absmax_that_is_not_finite(bad):
+    weight = seeded(4, 32)
+    weight[1, 3] = bad
+    assert ops.quantize_rowwise(weight)[1].isfinite().tolist() == [True, False, True, True]
+
+
+def test_values_are_code_times_absmax_over_127():
+    functional = pytest.importorskip("bitsandbytes.functional")
+    codes, absmax = ops.quantize_rowwise(seeded(48, 96))
+    values = ops.dequantize_rowwise(codes, absmax, torch.float32)
+    # two roundings of f32
+    torch.testing.assert_close(values.double(), codes.double() * absmax.double()[:, None] / 127, atol=0, rtol=3e-7)
+    assert torch.equal(values, functional.int8_vectorwise_dequant(codes, absmax))
+
+
+@pytest.mark.parametrize("multiply", [reference.int8_matmul, cpu.int8_matmul])
+@pytest.mark.parametrize("rows, width, columns", [(1, 5, 3), (17, 1024, 8), (3, 5000, 33)])
+def test_integer_products_are_exact(multiply, rows, width, columns):
+    # all codes at their extreme: the sums pass 2**24, beyond which f32 skips integers
+    a = torch.full((rows, width), 127, dtype=torch.int8)
+    b = torch.full((columns, width), 127, dtype=torch.int8)
+    b[:, ::7] = -126
+    expected = a.long() @ b.long().t()
+    assert torch.equal(multiply(a, b), expected.int())
+
+
+def definition(x, codes, absmax, bias, threshold):
+    """LLM.int8() in f64, feature by feature."""
+    outlier = (x.abs() >= threshold).any(dim=0)
+    kept = x.masked_fill(x.abs() >= threshold, 0)
+    x_absmax = kept.abs().amax(dim=1, keepdim=True)
+    x_codes = (x * (127.0 / x_absmax)).round().masked_fill(outlier, 0)
+    weight = codes.double() * absmax.double()[:, None] / 127
+    y = (x_codes.double() * x_absmax.double() / 127) @ weight.t() + x.double()[:, outlier] @ weight[:, outlier].t()
+    return y if bias is None else y + bias.double()
+
+
+@pytest.mark.parametrize("outliers", [(), (3,), (3, 50, 95)])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_the_product_is_that_of_the_definition(outliers, with_bias):
+    codes, absmax = ops.quantize_rowwise(seeded(48, 96))
+    x, bias = seeded(9, 96, seed=1), seeded(48, seed=2) if with_bias else None
+    for feature in outliers:
+        x[feature % 9, feature] = 6.0 + feature
+    y = ops.rowwise_linear(x, codes, absmax, bias)
+    # a few roundings of f32
+    torch.testing.assert_close(y.double(), definition(x, codes, absmax, bias, 6.0), atol=1e-4, rtol=1e-5)
+
+
+def test_exactly_the_threshold_is_an_outlier_and_just_below_is_not():
+    codes, absmax = ops.quantize_rowwise(seeded(8, 32))
+    at, below = seeded(2, 32, seed=1), seeded(2, 32, seed=1)
+    at[0, 5] = 6.0
+    below[0, 5] = 5.999
+    for x in (at, below):
+        torch.testing.assert_close(
+            ops.rowwise_linear(x, codes, absmax, None).double(),
+            definition(x, codes, absmax, None, 6.0),
+            atol=1e-4,
+            rtol=0,
+        )
+    other_features = [i for i in range(32) if i != 5]
+    without = ops.rowwise_linear(at[:, other_features], codes[:, other_features], absmax, None)
+    outlier_alone = at[:, 5:6] @ ops.dequantize_rowwise(codes[:, 5:6], absmax, torch.float32).t()
+    torch.testing.assert_close(ops.rowwise_linear(at, codes, absmax, None), without + outlier_alone, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("magnitude", [1.0, 20.0])
+def test_the_product_is_that_of_linear8bitlt(magnitude):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    weight, bias, x = seeded(48, 96), seeded(48, seed=2), seeded(9, 96, seed=1).half().float()
+    x[2, 7] = magnitude
+    theirs = bitsandbytes.nn.Linear8bitLt(96, 48, has_fp16_weights=False, threshold=6.0)
+    theirs.load_state_dict({"weight": weight, "bias": bias})
+    theirs = theirs.to("cpu").eval()
+    codes, absmax = ops.quantize_rowwise(weight)
+    # theirs multiplies by 1 / 127^2 rounded to seven digits
+    torch.testing.assert_close(ops.rowwise_linear(x, codes, absmax, bias), theirs(x).detach(), atol=1e-3, rtol=1e-4)
+
+
+def test_the_gradient_goes_through_the_dequantized_weight():
+    codes, absmax = ops.quantize_rowwise(seeded(48, 96))
+    x = seeded(2, 3, 96, seed=1).requires_grad_()
+    bias = torch.zeros(48, requires_grad=True)
+    upstream = seeded(2, 3, 48, seed=3)
+    (ops.rowwise_linear(x, codes, absmax, bias) * upstream).sum().backward()
+    # sums of 48 products in f32
+    torch.testing.assert_close(
+        x.grad, upstream @ ops.dequantize_rowwise(codes, absmax, torch.float32), atol=1e-4, rtol=0
+    )
+    torch.testing.assert_close(bias.grad, upstream.sum((0, 1)), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_product_has_the_dtype_of_its_input(dtype):
+    codes, absmax = ops.quantize_rowwise(seeded(48, 96))
+    x = seeded(3, 96, seed=1)
+    x[0, 0] = 8
+    y = ops.rowwise_linear(x.to(dtype), codes, absmax, None)
+    assert y.dtype == dtype
+    # eight bits of significand on sums of size 10
+    torch.testing.assert_close(y.float(), ops.rowwise_linear(x, codes, absmax, None), atol=0.2, rtol=0.05)
+
+
+def test_rows_of_zeros_give_the_bias():
+    codes, absmax = ops.quantize_rowwise(zero_row())
+    y = ops.rowwise_linear(torch.zeros(2, 33), codes, absmax, torch.ones(6))
+    assert torch.equal(y, torch.ones(2, 6))
+
+
+def test_parts_that_do_not_fit_are_refused():
+    codes, absmax = ops.quantize_rowwise(seeded(48, 96))
+    with pytest.raises(FormatError, match="view the stored bytes as int8"):
+        ops.dequantize_rowwise(codes.view(torch.uint8), absmax, torch.float32)
+    with pytest.raises(FormatError, match="one a row"):
+        ops.dequantize_rowwise(codes, absmax[1:], torch.float32)
+    with pytest.raises(FormatError, match="do not fit"):
+        ops.rowwise_linear(torch.ones(2, 95), codes, absmax, None)
+    with pytest.raises(FormatError, match="float matrix"):
+        ops.quantize_rowwise(torch.ones(3))
+
+
+def test_the_schemas_and_fakes_tell_the_truth():
+    codes, absmax = ops.quantize_rowwise(seeded(48, 96))
+    library, checks = torch.ops.lorasmith, ("test_schema", "test_faketensor")
+    x = seeded(2, 3, 96)
+    torch.library.opcheck(library.quantize_rowwise.default, (seeded(4, 8),), test_utils=checks)
+    torch.library.opcheck(library.dequantize_rowwise.default, (codes, absmax, torch.bfloat16), test_utils=checks)
+    torch.library.opcheck(library.int8_matmul.default, (codes, codes), test_utils=checks)
+    torch.library.opcheck(library.rowwise_linear_backward.default, (x[..., :48], codes, absmax), test_utils=checks)
+    torch.library.opcheck(library.rowwise_linear.default, (x, None, codes, absmax, 6.0), test_utils=checks)
