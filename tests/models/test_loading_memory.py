@@ -26,6 +26,7 @@ def folder(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(("way", "peak"), [("loader", "peak"), ("hook", "anonymous_peak")])
 def test_a_model_is_loaded_in_the_memory_of_its_quantized_form(folder, way, peak):

@@ -90,6 +90,31 @@ def test_skipped_layers_stay_dense_after_a_round_trip(saved, tmp_path):
     assert same(load(tmp_path / "q").model.state_dict(), model.state_dict())
 
 
+@pytest.mark.parametrize("scheme", [Scheme(), Scheme("int4")], ids=str)
+@pytest.mark.parametrize("task", ["classification", "encoder"])
+def test_a_stored_language_model_becomes_a_classifier_or_an_encoder(saved, tmp_path, task, scheme):
+    folder = saved("llama")
+    save_quantized(load(folder, scheme=scheme, skip=["o_proj"]).model, None, tmp_path / "q")
+    stored = load(tmp_path / "q", task=task, seed=3).model
+    fresh = load(folder, task=task, scheme=scheme, skip=["o_proj"], seed=3).model
+    assert same(stored.state_dict(), fresh.state_dict())
+
+
+def test_a_stored_classifier_keeps_its_head(saved, tmp_path):
+    model = load(saved("classifier"), task="classification", scheme=Scheme()).model
+    save_quantized(model, None, tmp_path / "q")
+    assert same(load(tmp_path / "q", task="classification").model.state_dict(), model.state_dict())
+
+
+def test_their_checkpoint_with_a_quantized_head_is_read_as_it_is(saved, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    config = BitsAndBytesConfig(**THEIRS[Scheme()], llm_int8_skip_modules=["o_proj"])
+    AutoModelForCausalLM.from_pretrained(saved("llama"), quantization_config=config).save_pretrained(tmp_path / "q")
+    model = load(tmp_path / "q").model
+    assert isinstance(model.lm_head, QuantizedLinear)
+    assert type(model.model.layers[0].self_attn.o_proj) is torch.nn.Linear
+
+
 def test_a_model_quantized_by_hand_is_saved_too(saved, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(saved("llama"))
     for name, module in list(model.named_modules()):

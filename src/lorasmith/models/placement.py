@@ -48,6 +48,23 @@ def dense_reasons(model: PreTrainedModel, skip: Sequence[str] = ()) -> dict[str,
     return reasons
 
 
+def stored_dense(model: PreTrainedModel, skip: Sequence[str]) -> list[str]:
+    """Names of the linear layers of model that a stored checkpoint holds dense, or not at all.
+
+    skip is the checkpoint's own list. A model of another class than the one that was saved has heads which the
+    checkpoint cannot hold, and its names may lack or carry the prefix of the base model.
+    """
+    prefix = model.base_model_prefix
+    same_class = type(model).__name__ in (model.config.architectures or [type(model).__name__])
+    heads = {name for name, reason in dense_reasons(model).items() if reason in ("output head", "task head")}
+    return [
+        name
+        for name, _ in linears(model)
+        if any(matches(known, skip) for known in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")))
+        or (name in heads and not same_class)
+    ]
+
+
 def tied_keys(model: PreTrainedModel) -> dict[str, str]:
     """Names of tied parameters: the one that is tied -> the one that it follows."""
     return dict(model.all_tied_weights_keys)

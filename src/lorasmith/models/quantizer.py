@@ -17,7 +17,7 @@ from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 
 from lorasmith.errors import FormatError, LorasmithError, ModelError
-from lorasmith.models.placement import dense_reasons, linears, matches, replace_linears_
+from lorasmith.models.placement import dense_reasons, replace_linears_, stored_dense
 from lorasmith.models.quantization_config import METHOD, QuantizationConfig
 from lorasmith.models.report import report_on
 from lorasmith.quantized import QuantizedWeight
@@ -42,7 +42,7 @@ class LorasmithQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **keywords: Any) -> None:
         config = self.quantization_config
         if self.pre_quantized:
-            left = [name for name, _ in linears(model) if matches(name, config.skip_modules or ())]
+            left = stored_dense(model, config.skip_modules or ())
         else:
             left = list(dense_reasons(model, config.skip_modules or ()))
         dtype = keywords.get("dtype") or torch.get_default_dtype()
