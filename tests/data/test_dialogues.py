@@ -35,6 +35,8 @@ LAST_ANSWER_DIFFERS = (
 )
 # DeepSeek R1's manner: generation opens a thought that the history does not show
 OPENS_A_THOUGHT = DEAF + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n<think>\\n' }}{% endif %}"
+# both at once, so that of all answers but the last neither the beginning nor the end can be rendered
+HIDES_THOUGHTS = LAST_ANSWER_DIFFERS.replace("assistant\\n' }}{% endif %}", "assistant\\n<think>\\nHm' }}{% endif %}")
 # shouts, so that an answer cannot be found by its words either
 SHOUTS = OPENS_A_THOUGHT.replace("m['content']", "m['content']|upper")
 
@@ -97,6 +99,14 @@ def test_an_answer_whose_rendered_prompt_is_no_help_is_found_by_its_words(chatml
 def test_a_template_that_treats_the_last_answer_differently_has_all_answers_learned(chatml):
     chatml.chat_template = LAST_ANSWER_DIFFERS
     assert learned(chatml) == "hi<|im_end|><think>\n\n</think>\n\nbye<|im_end|>"
+
+
+def test_an_answer_is_not_taken_for_the_same_words_in_the_prompt_before_it(chatml):
+    chatml.chat_template = HIDES_THOUGHTS
+    (example,) = encode([{"messages": TURNS}], chatml, EncodeSettings())
+    assert learned(chatml) == "hi<|im_end|>bye<|im_end|>"
+    first = next(position for position, label in enumerate(example.labels) if label != -100)
+    assert chatml.decode(example.input_ids[:first]).endswith("Say hi<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_answers_that_cannot_be_told_from_the_prompt_are_an_error_with_the_fix(chatml):

@@ -82,6 +82,10 @@ def test_at_least_one_example_is_held_out():
     assert len(split(examples(1, 2, 3), 0.001, seed=0)[1]) == 1
 
 
+def test_at_least_one_example_is_left_to_train_on():
+    assert len(split(examples(1, 2), 0.9, seed=0)[0]) == 1
+
+
 def test_a_fraction_of_nothing_holds_nothing_out():
     assert split(examples(1), 0, seed=0) == (examples(1), [])
 
