@@ -3,10 +3,12 @@
 0 is success, 2 bad input (nothing was begun), 1 a run that could not be finished.
 """
 
+import logging
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any, cast
 
 import typer
 
@@ -16,16 +18,17 @@ from lorasmith.errors import LorasmithError
 INTERRUPTED = 130
 
 # typer carries its own copy of click from 0.27 on; the base of its usage errors is reached through a public name
-UsageError = typer.BadParameter.__mro__[1]
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `lorasmith ARGUMENTS` (default: the process's own) and returns its exit code."""
+    _show_warnings()
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = command_group().main(args=given or ["--help"], prog_name="lorasmith", standalone_mode=False)
     except UsageError as error:
-        return _fail(2, f"error: {error.format_message()} (see {_help_for(error)})", error)
+        return _fail(2, f"error: {cast(Any, error).format_message()} (see {_help_for(error)})", error)
     except LorasmithError as error:
         return _fail(error.exit_code, f"error: {error}", error)
     except typer.Abort as error:
@@ -40,6 +43,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("error: interrupted", file=sys.stderr)
         return 1
     return code if isinstance(code, int) else 0
+
+
+def _show_warnings() -> None:
+    """Warnings of this package go to standard error, each as one line; twice called is once done."""
+    log = logging.getLogger("lorasmith")
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("warning: %(message)s"))
+        handler.setLevel(logging.WARNING)
+        log.addHandler(handler)
 
 
 def _fail(code: int, message: str, error: BaseException) -> int:

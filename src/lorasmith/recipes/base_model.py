@@ -13,7 +13,7 @@ from lorasmith.models.load import LoadedModel, load
 from lorasmith.models.placement import dense_reasons, replace_linears_
 from lorasmith.models.stored import wanted_config
 from lorasmith.quantized import Scheme
-from lorasmith.recipes.sections import ModelSection, QuantizationSection
+from lorasmith.recipes.sections import ModelSection, QuantizationSection, Task
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
 _CLASSES = {"causal": AutoModelForCausalLM, "classification": AutoModelForSequenceClassification}
@@ -23,7 +23,7 @@ _CLASSES = {"causal": AutoModelForCausalLM, "classification": AutoModelForSequen
 class Storage:
     """How a base model is to be held: task, scheme (None: as stored), layers left dense, classes of a classifier."""
 
-    task: str
+    task: Task
     quantization: QuantizationSection | None
     labels: tuple[str, ...] = ()
 
@@ -89,9 +89,9 @@ def load_base(
     """The base with its weights; dtype overrules the section's."""
     return load(
         section.path,
-        task=storage.task,  # type: ignore[arg-type]  # the same three words
+        task=storage.task,
         scheme=storage.scheme,
-        dtype=dtype or DTYPES.get(section.dtype, "auto"),
+        dtype=dtype or ("auto" if section.dtype == "auto" else DTYPES[section.dtype]),
         device=device,
         revision=section.revision,
         token=hub_token(section),
@@ -101,3 +101,8 @@ def load_base(
         skip=storage.skip,
         seed=seed,
     )
+
+
+def report_lines(loaded: LoadedModel) -> list[str]:
+    """What was loaded, without the warnings: those were logged already."""
+    return [line for line in loaded.report.lines() if not line.startswith("warning")]

@@ -13,6 +13,7 @@ from lorasmith.attach import save_adapter
 from lorasmith.evaluation import Scores, compare
 from lorasmith.planning import MemoryPlan
 from lorasmith.quantized import count_parameters, stored_bytes
+from lorasmith.recipes.adapter_home import adapter_home, home_of
 from lorasmith.recipes.dataset import Dataset
 from lorasmith.recipes.outcome import Outcome, Summary
 from lorasmith.recipes.prepare import context_of
@@ -52,7 +53,7 @@ class FinishedRun:
     @property
     def adapter(self) -> Path:
         """The folder of the trained adapter."""
-        return RunFolder(self.folder).adapter
+        return adapter_home(RunFolder(self.folder))
 
 
 def begin(folder: RunFolder, recipe: Recipe, plan: MemoryPlan | None) -> None:
@@ -113,7 +114,7 @@ def _begun(work: Work, before: Scores | None, prompts: list[Prompt]) -> Outcome:
         {"prompt": prompt.text, "expected": prompt.expected, "before": text, "after": None}
         for prompt, text in zip(prompts, texts)
     ]
-    return Outcome(before and before.to_dict(work.dataset.label_names), samples=samples)
+    return Outcome(before.to_dict(work.dataset.label_names) if before is not None else None, samples=samples)
 
 
 def _complete(outcome: Outcome, work: Work, before: Scores | None, after: Scores | None) -> None:
@@ -150,7 +151,7 @@ def _loggers(work: Work) -> list[Logger]:
 
 def _save(work: Work) -> None:
     save_adapter(work.model, work.folder.adapter, work.adapter)
-    work.tokenizer.save_pretrained(work.folder.adapter)
+    work.tokenizer.save_pretrained(home_of(work.folder, work.adapter))
 
 
 def _summary(work: Work, result: TrainingResult, seconds: float) -> Summary:
@@ -161,7 +162,7 @@ def _summary(work: Work, result: TrainingResult, seconds: float) -> Summary:
         trainable_parameters=count.trainable,
         total_parameters=count.total,
         model_bytes=stored_bytes(work.model),
-        adapter_bytes=sum(file.stat().st_size for file in work.folder.adapter.glob("*.safetensors")),
+        adapter_bytes=sum(file.stat().st_size for file in home_of(work.folder, work.adapter).glob("*.safetensors")),
         steps=result.steps,
         loss=result.loss,
         best_metric=result.best_metric,

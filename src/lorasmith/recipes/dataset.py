@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lorasmith.data import EncodeSettings, EncodingReport, Example, encode_reported, mix, read, split
 from lorasmith.errors import DataError
-from lorasmith.recipes.sections import DataSection, DataSource
+from lorasmith.recipes.sections import DataSection, DataSource, Task
 
 # records that were handed over in memory, in place of a file
 Records = Sequence[Mapping[str, Any]]
@@ -32,7 +32,7 @@ class Dataset:
 
 def build_dataset(
     data: DataSection,
-    task: str,
+    task: Task,
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
     held: Mapping[str, Records] | None = None,
@@ -56,7 +56,7 @@ def build_dataset(
     return Dataset(train, validation, names, ends, lines)
 
 
-def encode_settings(data: DataSection, task: str) -> EncodeSettings:
+def encode_settings(data: DataSection, task: Task) -> EncodeSettings:
     """What the encoder is told of every source."""
     names = tuple(data.labels) if data.labels else None
     return EncodeSettings(max_length=data.max_length, task=task, loss_on=data.loss_on, label_names=names)
@@ -83,7 +83,7 @@ def encode_sources(
 
 def _label_names(settings: EncodeSettings, reports: Sequence[EncodingReport]) -> tuple[str, ...]:
     if settings.label_names:
-        return settings.label_names
+        return tuple(settings.label_names)
     found = {report.label_names for report in reports}
     if len(found) > 1:
         raise DataError("the data sources have different labels; list all of them, in order, as data.labels")

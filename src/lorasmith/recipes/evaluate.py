@@ -14,7 +14,7 @@ from lorasmith.models.checkpoint import Checkpoint
 from lorasmith.recipes.base_model import Storage, open_base
 from lorasmith.recipes.dataset import build_dataset, encode_settings, encode_sources
 from lorasmith.recipes.scoring import scorer
-from lorasmith.recipes.sections import DataSection, DataSource
+from lorasmith.recipes.sections import DataSection, DataSource, Task
 from lorasmith.recipes.streams import Layout, scoring_loader
 from lorasmith.recipes.subject import (
     LoadedSubject,
@@ -33,7 +33,7 @@ class EvaluationRequest:
     subject: str
     adapters: tuple[str, ...] = ()
     data: str | None = None
-    task: str | None = None
+    task: Task | None = None
     quantization: str | None = None
     max_length: int | None = None
     batch_size: int = 8

@@ -7,7 +7,7 @@ import torch
 from lorasmith.attach import attach
 from lorasmith.errors import RecipeError
 from lorasmith.quantized import count_parameters
-from lorasmith.recipes.base_model import load_base
+from lorasmith.recipes.base_model import load_base, report_lines
 from lorasmith.recipes.carry_out import Echo, FinishedRun, Work, begin, carry_out
 from lorasmith.recipes.method_section import method_config
 from lorasmith.recipes.prepare import Prepared, prepare, storage_of
@@ -49,7 +49,7 @@ def _work(prepared: Prepared, folder: RunFolder, echo: Echo) -> Work:
     """The model with its weights and a fresh adapter, random parts decided by the recipe's seed alone."""
     recipe = prepared.recipe
     loaded = load_base(recipe.model, storage_of(recipe), recipe.device, seed=recipe.seed)
-    for line in loaded.report.lines():
+    for line in report_lines(loaded):
         echo(line)
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)

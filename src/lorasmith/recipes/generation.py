@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
-from lorasmith.errors import InputError
+from lorasmith.errors import InputError, ModelError
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,15 @@ def continue_tokens(
 ) -> str:
     """What model says after input_ids [1, T], without special tokens; handed to on_text piece by piece.
 
-    The global random generators are left as they were.
+    The global random generators are left as they were. Raises ModelError for a model that generates nothing.
     """
+    if not isinstance(model, GenerationMixin):
+        raise ModelError(f"{type(model).__name__} generates no text; load a causal language model")
+    speaker: Any = model
     ids = input_ids.to(model.device)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        output = model.generate(
+        output = speaker.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             pad_token_id=_padding(tokenizer),

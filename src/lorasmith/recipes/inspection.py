@@ -13,6 +13,7 @@ from lorasmith.models.tensor_file import StoredTensor, read_header
 from lorasmith.planning.memory_plan import readable
 from lorasmith.quantized import Scheme
 from lorasmith.quantized.bitsandbytes_keys import STORED_NAMES, read_quant_state, scheme_of
+from lorasmith.recipes.adapter_home import adapter_home
 from lorasmith.recipes.reading import read_recipe
 from lorasmith.training.run_folder import RunFolder
 
@@ -46,7 +47,7 @@ def inspection_lines(path: str, every_tensor: bool = False) -> Iterator[str]:
     if run.recipe.is_file():
         recipe = read_recipe(run.recipe)
         yield f"run {folder}: {recipe.task}, {recipe.method['name']} on {recipe.model.path}"
-        folder = run.adapter
+        folder = adapter_home(run)
         if not folder.is_dir():
             yield f"no adapter yet; `lorasmith train --resume {path}` goes on"
             return

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from transformers import PreTrainedModel
+
 from lorasmith.atomic import atomic_folder
 from lorasmith.attach import WEIGHTS_FILE, adapters_of, load_adapter, merge_and_unload
 from lorasmith.doctor.place.folder import require_writable
@@ -36,6 +38,7 @@ def merge_adapter(path: str, out: Path, *, base: str | None, dtype: str, device:
     load_adapter(loaded.model, folder, name)
     adapted = len(list(adapters_of(loaded.model).adapted()))
     merged = merge_and_unload(loaded.model, [name], DTYPES[dtype])
+    assert isinstance(merged, PreTrainedModel)
     with atomic_folder(out) as temporary:
         merged.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)

@@ -13,6 +13,7 @@ from lorasmith.recipes.sections import (
     ModelSection,
     QuantizationSection,
     Section,
+    Task,
     TokenizerSection,
     TrainingSection,
 )
@@ -26,20 +27,26 @@ SHORT_FORMS = {"model": "path", "data": "train", "method": "name", "quantization
 class Recipe(Section):
     """A fine-tuning run. Whatever a file leaves out has a default here, and recipe.yaml states it."""
 
-    task: Literal["causal", "classification"] = Field("causal", description="what the model is trained to do")
+    task: Task = Field(default="causal", description="what the model is trained to do")
     model: ModelSection = Field(description="the base model; a bare string is its path")
-    tokenizer: TokenizerSection = Field(TokenizerSection(), description="changes to the model's tokenizer")
+    tokenizer: TokenizerSection = Field(default=TokenizerSection(), description="changes to the model's tokenizer")
     quantization: QuantizationSection | None = Field(
-        QuantizationSection(), description="storage of the base's weights; none: as they are"
+        default=QuantizationSection(), description="storage of the base's weights; none: as they are"
     )
-    method: dict[str, Any] = Field({"name": "lora"}, validate_default=True, description="name and fields of the method")
+    method: dict[str, Any] = Field(
+        default={"name": "lora"}, validate_default=True, description="name and fields of the method"
+    )
     data: DataSection = Field(description="what is trained on; a bare string is the training file")
-    training: TrainingSection = Field(TrainingSection(), description="optimizer, schedule, length")
-    evaluation: EvaluationSection = Field(EvaluationSection(), description="scores and samples before and after")
-    loggers: list[Literal["tensorboard", "wandb"]] = Field([], description="besides metrics.jsonl and the display")
-    output: str = Field("", validate_default=False, description="the run folder; empty: runs/MODEL-METHOD")
-    device: Device = Field("auto", description="where it runs; auto: CUDA, then MPS, then the CPU")
-    seed: int = Field(0, ge=0, description="of the adapter's start, the order of the data and dropout")
+    training: TrainingSection = Field(default=TrainingSection(), description="optimizer, schedule, length")
+    evaluation: EvaluationSection = Field(
+        default=EvaluationSection(), description="scores and samples before and after"
+    )
+    loggers: list[Literal["tensorboard", "wandb"]] = Field(
+        default=[], description="besides metrics.jsonl and the display"
+    )
+    output: str = Field(default="", validate_default=False, description="the run folder; empty: runs/MODEL-METHOD")
+    device: Device = Field(default="auto", description="where it runs; auto: CUDA, then MPS, then the CPU")
+    seed: int = Field(default=0, ge=0, description="of the adapter's start, the order of the data and dropout")
 
     @model_validator(mode="before")
     @classmethod

@@ -37,7 +37,7 @@ def choose_prompts(
             for text in listed
         ]
     count = min(section.samples, len(examples))
-    places = np.linspace(0, len(examples) - 1, count).round().astype(int) if count else []
+    places: list[int] = np.linspace(0, len(examples) - 1, count).round().astype(int).tolist() if count else []
     return [_prompt_of(examples[place], tokenizer, section.max_new_tokens) for place in places]
 
 

@@ -13,6 +13,7 @@ from lorasmith.methods.config import CONFIG_FILE, read_config_fields
 from lorasmith.models.checkpoint import Checkpoint
 from lorasmith.models.report import LoadReport
 from lorasmith.models.tensor_file import read_header
+from lorasmith.recipes.adapter_home import adapter_home
 from lorasmith.recipes.base_model import Storage, load_base, open_base
 from lorasmith.recipes.reading import read_recipe
 from lorasmith.recipes.recipe import Recipe
@@ -51,8 +52,9 @@ def find_subject(
     given = [*([path] if _is_adapter(folder) else []), *adapters]
     folders = [_adapter_folder(Path(item).expanduser()) for item in given]
     named = dict(zip(_names(folders), folders))
-    recipe = _recipe_of(folder)
-    if recipe is not None:
+    run = _run_of(folder)
+    if run is not None:
+        recipe = read_recipe(run.recipe)
         section = recipe.model.model_copy(update={"path": base} if base else {})
         storage = Storage(recipe.task, recipe.quantization, tuple(recipe.data.labels or ()))
         return Subject(section, storage, named, recipe)
@@ -85,7 +87,7 @@ def _is_adapter(folder: Path) -> bool:
 
 
 def _adapter_folder(folder: Path) -> Path:
-    found = RunFolder(folder).adapter if RunFolder(folder).recipe.is_file() else folder
+    found = adapter_home(RunFolder(folder)) if RunFolder(folder).recipe.is_file() else folder
     if not (found / CONFIG_FILE).is_file():
         raise AdapterError(f"{found} holds no adapter ({CONFIG_FILE}); name the folder of a run or of a saved adapter")
     if not (found / WEIGHTS_FILE).is_file():
@@ -93,12 +95,10 @@ def _adapter_folder(folder: Path) -> Path:
     return found
 
 
-def _recipe_of(folder: Path) -> Recipe | None:
-    """The recipe of a run folder, or of the run that an adapter folder lies in."""
-    for run in (RunFolder(folder), RunFolder(folder.parent)):
-        if run.recipe.is_file() and folder in (run.path, run.adapter):
-            return read_recipe(run.recipe)
-    return None
+def _run_of(folder: Path) -> RunFolder | None:
+    """The run that folder is, or whose adapter it is."""
+    runs = map(RunFolder, (folder, folder.parent, folder.parent.parent))
+    return next((run for run in runs if run.recipe.is_file() and folder in (run.path, adapter_home(run))), None)
 
 
 def _base_of(folder: Path) -> str:
@@ -139,9 +139,8 @@ def _names(folders: list[Path]) -> list[str]:
     """A name for each adapter: its run's or its folder's, without dots, numbered where two are alike."""
     names: list[str] = []
     for folder in folders:
-        plain = (folder.parent.name if RunFolder(folder.parent).recipe.is_file() else folder.name).replace(
-            ".", "_"
-        ) or "adapter"
+        run = _run_of(folder)
+        plain = (run.path if run else folder).name.replace(".", "_") or "adapter"
         alike = sum(name == plain or name.startswith(f"{plain}-") for name in names)
         names.append(f"{plain}-{alike + 1}" if alike else plain)
     return names

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from lorasmith.doctor.job.vocabulary import embedding_rows
 from lorasmith.errors import ModelError, RecipeError
 from lorasmith.recipes.sections import TokenizerSection
 
@@ -50,7 +51,7 @@ def fit_embeddings_(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 
     New rows start at random around the mean of the old ones. A larger embedding, padded for speed, stays as it is.
     """
-    rows = model.get_input_embeddings().num_embeddings
+    rows = embedding_rows(model)
     if len(tokenizer) <= rows:
         return 0
     # the mean is taken of weights, which a skeleton has not

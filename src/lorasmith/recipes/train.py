@@ -19,13 +19,17 @@ from lorasmith.recipes.method_section import method_config, section_of
 from lorasmith.recipes.prepare import checked, with_labels
 from lorasmith.recipes.reading import build_recipe
 from lorasmith.recipes.recipe import Recipe
-from lorasmith.recipes.sections import DataSection, EvaluationSection, TrainingSection
+from lorasmith.recipes.sections import DataSection, EvaluationSection, Section, TrainingSection
 from lorasmith.training import RunFolder
 from lorasmith.training.loss import base_model
 
 Data = str | Path | Records
 
-_SECTIONS = {"training": TrainingSection, "data": DataSection, "evaluation": EvaluationSection}
+_SECTIONS: dict[str, type[Section]] = {
+    "training": TrainingSection,
+    "data": DataSection,
+    "evaluation": EvaluationSection,
+}
 _TOP = ("loggers", "seed")
 
 

@@ -1,6 +1,9 @@
 """Does every token have a row in the embedding?"""
 
 from collections.abc import Iterator
+from typing import Any, cast
+
+from torch import nn
 
 from lorasmith.doctor.finding import Finding, error, warning
 from lorasmith.doctor.job.registry import Job, job_checks
@@ -9,7 +12,7 @@ from lorasmith.doctor.job.registry import Job, job_checks
 @job_checks.register("vocabulary")
 def vocabulary(job: Job) -> Iterator[Finding]:
     """No token id of the data, and none of the tokenizer, lies beyond the embedding's rows."""
-    rows = job.model.get_input_embeddings().num_embeddings
+    rows = embedding_rows(job.model)
     largest = max(max(example.input_ids) for example in job.examples)
     if largest >= rows:
         yield error(
@@ -21,3 +24,9 @@ def vocabulary(job: Job) -> Iterator[Finding]:
             f"the tokenizer knows {len(job.tokenizer)} tokens, the model's embedding has {rows} rows; "
             "the training data uses none of those beyond, other text may"
         )
+
+
+def embedding_rows(model: nn.Module) -> int:
+    """Rows of the input embedding of a transformers model, whatever stores or wraps it."""
+    embedding: Any = cast(Any, model).get_input_embeddings()
+    return int(embedding.num_embeddings)

@@ -1,0 +1,67 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from lorasmith.attach import adapters_of, attach
+from lorasmith.errors import ModelError, RecipeError
+from lorasmith.methods.lora import LoraConfig
+from lorasmith.models.load import load
+from lorasmith.quantized import Scheme
+from lorasmith.recipes.reading import read_recipe
+from lorasmith.recipes.train import train
+
+SMALL = {"max_steps": 2, "batch_size": 2, "max_length": 32, "samples": 0, "learning_rate": 1e-2}
+
+
+def quiet(line):
+    """Drops what a job tells its user."""
+
+
+def test_a_bare_model_gets_lora_on_all_linear_layers(llama, stories, tmp_path):
+    loaded = load(llama, scheme=Scheme())
+    finished = train(loaded.model, loaded.tokenizer, stories, output=tmp_path / "run", echo=quiet, **SMALL)
+    assert len(adapters_of(loaded.model).sites("default")) == 14
+    assert finished.training.steps == 2
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert read_recipe(tmp_path / "run" / "recipe.yaml").quantization.format == "nf4"
+
+
+def test_an_adapted_model_keeps_its_adapter(llama, stories, tmp_path):
+    loaded = load(llama)
+    book = attach(loaded.model, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"), "mine")
+    finished = train(loaded.model, loaded.tokenizer, stories, output=tmp_path / "run", echo=quiet, **SMALL)
+    assert list(book.configs) == ["mine"]
+    saved = load_file(finished.adapter / "adapter_model.safetensors")
+    assert len(saved) == 4
+    stated = read_recipe(tmp_path / "run" / "recipe.yaml")
+    assert (stated.method["r"], stated.method["target_modules"], stated.quantization) == (2, ["q_proj"], None)
+
+
+def test_records_in_memory_train_like_the_file_that_holds_them(llama, stories, tmp_path):
+    records = [json.loads(line) for line in stories.read_text().splitlines()]
+    results = []
+    for number, data in enumerate((stories, records)):
+        loaded = load(llama)
+        results.append(train(loaded.model, loaded.tokenizer, data, output=tmp_path / str(number), echo=quiet, **SMALL))
+    assert results[0].training.loss == results[1].training.loss
+
+
+def test_an_unknown_argument_names_the_nearest(llama, stories, tmp_path):
+    loaded = load(llama)
+    with pytest.raises(RecipeError, match=r"'learnin_rate'.*'learning_rate'"):
+        train(loaded.model, loaded.tokenizer, stories, output=tmp_path / "run", echo=quiet, learnin_rate=1.0)
+
+
+def test_a_model_that_is_not_transformers_is_refused(llama, stories, tmp_path):
+    with pytest.raises(ModelError, match="Sequential is no transformers model"):
+        train(torch.nn.Sequential(), AutoTokenizer.from_pretrained(llama), stories, output=tmp_path / "run")
+
+
+def test_a_method_for_an_adapted_model_is_refused(llama, stories, tmp_path):
+    loaded = load(llama)
+    attach(loaded.model, LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(RecipeError, match="leave method out"):
+        train(loaded.model, loaded.tokenizer, stories, output=tmp_path / "run", method="lora", **SMALL)
