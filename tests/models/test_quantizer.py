@@ -1,6 +1,10 @@
 """transformers' from_pretrained loads, saves and reloads our layers through its quantizer hook."""
 
+import copy
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -108,6 +112,28 @@ def test_registering_twice_does_no_harm():
     register()
     register()
     assert auto.AUTO_QUANTIZER_MAPPING["lorasmith"] is LorasmithQuantizer
+
+
+def test_importing_the_package_makes_the_config_known(tmp_path):
+    code = "import lorasmith; from transformers.quantizers import auto; auto.AUTO_QUANTIZER_MAPPING['lorasmith']"
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    )
+
+
+@pytest.mark.parametrize("device_map", ["cpu", {"": "cpu"}])
+def test_a_device_map_changes_nothing_on_one_device(saved, device_map):
+    pytest.importorskip("accelerate")
+    folder = saved("llama")
+    mapped = AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=QuantizationConfig(), device_map=device_map
+    )
+    assert same(mapped, load(folder, scheme=Scheme(), device="cpu").model)
+
+
+def test_a_loaded_model_can_be_copied(saved):
+    model = load(saved("llama"), scheme=Scheme()).model
+    assert same(copy.deepcopy(model), model)
 
 
 def test_the_trainer_takes_the_model_for_trainable(saved):
