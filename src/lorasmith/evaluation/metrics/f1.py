@@ -20,7 +20,7 @@ def class_rows(outcomes: Classified) -> FloatArray:
 
 
 def class_f1(totals: FloatArray) -> FloatArray:
-    """F1 of each class [..., C] of totals [..., 3 * C]: 2 both / (target + chosen); NaN for a class that never occurs."""
+    """F1 of each class [..., C] of totals [..., 3 * C]: 2 both / (target + chosen), NaN where that is 0 / 0."""
     both, target, chosen = np.split(totals, 3, -1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return 2 * both / (target + chosen)
