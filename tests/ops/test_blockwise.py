@@ -193,6 +193,18 @@ def test_threads_do_not_change_a_bit(native_kernels):
     assert same_bits(values, again)
 
 
+@pytest.mark.parametrize("codebook", [NF4, dynamic_map()], ids=["4 bit", "8 bit"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_working_in_parts_does_not_change_a_bit(monkeypatch, codebook, dtype):
+    x = seeded(3 * 4096 + 77).to(dtype)
+    whole = reference.quantize_blockwise(x, codebook, 64)
+    values = reference.dequantize_blockwise(*whole, codebook, 64, x.shape, *NO_NESTED, dtype)
+    monkeypatch.setattr(reference, "PART", 4096)
+    parts = reference.quantize_blockwise(x, codebook, 64)
+    assert all(map(same_bits, whole, parts))
+    assert same_bits(values, reference.dequantize_blockwise(*parts, codebook, 64, x.shape, *NO_NESTED, dtype))
+
+
 def test_a_strided_input_is_read_in_its_logical_order(kernels):
     x = seeded(66, 130)
     assert same_bits(

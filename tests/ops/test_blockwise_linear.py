@@ -160,6 +160,23 @@ def test_the_layer_is_traced_whole_by_compile():
     assert torch.equal(ours.grad, theirs.grad)
 
 
+def test_shapes_come_out_on_the_meta_device():
+    packed, scales = ops.quantize_blockwise(torch.empty(48, 96, device="meta"), NF4.to("meta"), 64)
+    x = torch.empty(2, 3, 96, device="meta", requires_grad=True)
+    y = ops.blockwise_linear(x, packed, scales, NF4.to("meta"), 64, (48, 96), None)
+    assert y.shape == (2, 3, 48)
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+
+
+def test_an_empty_batch_gives_an_empty_result():
+    x = torch.empty(0, 96, requires_grad=True)
+    y = Stored()(x)
+    assert y.shape == (0, 48)
+    y.sum().backward()
+    assert x.grad.shape == (0, 96)
+
+
 @pytest.mark.parametrize("x, bias", [(torch.ones(2, 95), None), (torch.ones(2, 96), torch.ones(47))])
 def test_an_input_or_bias_that_does_not_fit_is_refused(x, bias):
     with pytest.raises(FormatError, match=r"do not fit a weight of shape \[48, 96\]"):

@@ -151,6 +151,15 @@ def test_rows_of_zeros_give_the_bias():
     assert torch.equal(y, torch.ones(2, 6))
 
 
+def test_an_empty_batch_gives_an_empty_result():
+    codes, absmax = ops.quantize_rowwise(seeded(6, 33))
+    x = torch.empty(0, 33, requires_grad=True)
+    y = ops.rowwise_linear(x, codes, absmax, None)
+    assert y.shape == (0, 6)
+    y.sum().backward()
+    assert x.grad.shape == (0, 33)
+
+
 def test_parts_that_do_not_fit_are_refused():
     codes, absmax = ops.quantize_rowwise(seeded(48, 96))
     with pytest.raises(FormatError, match="view the stored bytes as int8"):

@@ -7,8 +7,6 @@ both, and the bytes must agree with its CPU backend.
 is that library's look-up table. Codes of a block of zeros are 0.
 """
 
-from math import prod
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,13 +16,16 @@ from lorasmith.ops.library import implement_reference
 
 SMALLEST_ABSMAX = 1e-38
 GRID_STEPS = 65535
+# Elements at a time, whole blocks of any size: the intermediate values of a part take some 20 bytes an element.
+PART = 1 << 22
 
 
 def quantize_blockwise(x: Tensor, codebook: Tensor, blocksize: int) -> tuple[Tensor, Tensor]:
     """packed uint8, scales f32; see schema.py."""
-    if bits_of(codebook) == 4:
-        return _quantize_4bit(x.reshape(-1).float(), codebook, blocksize)
-    return _quantize_8bit(x.reshape(-1).float(), codebook, blocksize)
+    quantize = _quantize_4bit if bits_of(codebook) == 4 else _quantize_8bit
+    parts = [quantize(part.float(), codebook, blocksize) for part in x.reshape(-1).split(PART)]
+    packed, scales = zip(*parts, strict=True)
+    return torch.cat(packed), torch.cat(scales)
 
 
 def boundaries(codebook: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,6 +80,11 @@ def dequantize_flat(codes: Tensor, scales: Tensor, codebook: Tensor, blocksize: 
     return (values.view(-1, blocksize) * scales[:, None]).view(-1)[: codes.numel()]
 
 
+def unpack(packed: Tensor) -> Tensor:
+    """The 4-bit codes uint8 [2n] of n bytes."""
+    return torch.stack([packed >> 4, packed & 15], dim=1).view(-1)
+
+
 def dequantize_blockwise(
     packed: Tensor,
     scales: Tensor,
@@ -92,11 +98,10 @@ def dequantize_blockwise(
     dtype: torch.dtype,
 ) -> Tensor:
     """Values of dtype, of shape; see schema.py."""
-    scales = resolve_scales(scales.view(-1), nested_scales, nested_offset, nested_codebook, nested_blocksize)
-    codes = packed.view(-1)
-    if bits_of(codebook) == 4:
-        codes = torch.stack([codes >> 4, codes & 15], dim=1).view(-1)[: prod(shape)]
-    return dequantize_flat(codes, scales, codebook, blocksize).to(dtype).view(shape)
+    out = packed.new_empty(shape, dtype=dtype)
+    nested = (nested_scales, nested_offset, nested_codebook, nested_blocksize)
+    dequantize_blockwise_out(packed, scales, codebook, blocksize, shape, *nested, out)
+    return out
 
 
 def dequantize_blockwise_out(
@@ -112,8 +117,13 @@ def dequantize_blockwise_out(
     out: Tensor,
 ) -> None:
     """As dequantize_blockwise, written into out."""
-    nested = (nested_scales, nested_offset, nested_codebook, nested_blocksize)
-    out.copy_(dequantize_blockwise(packed, scales, codebook, blocksize, shape, *nested, out.dtype))
+    scales = resolve_scales(scales.view(-1), nested_scales, nested_offset, nested_codebook, nested_blocksize)
+    bits = bits_of(codebook)
+    packed_parts = packed.view(-1).split(PART * bits // 8)
+    parts = zip(out.view(-1).split(PART), packed_parts, scales.split(PART // blocksize), strict=True)
+    for out_part, packed_part, scales_part in parts:
+        codes = packed_part if bits == 8 else unpack(packed_part)[: out_part.numel()]
+        out_part.copy_(dequantize_flat(codes, scales_part, codebook, blocksize))
 
 
 implement_reference("quantize_blockwise", quantize_blockwise)
