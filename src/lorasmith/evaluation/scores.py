@@ -2,10 +2,11 @@
 
 from collections.abc import ItemsView, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from lorasmith.errors import DataError
-from lorasmith.evaluation.estimate import Estimate, bootstrap
+from lorasmith.evaluation.estimate import Estimate, FloatArray, bootstrap
 from lorasmith.evaluation.metrics import metrics
 from lorasmith.evaluation.metrics.f1 import class_f1, class_rows
 from lorasmith.evaluation.outcomes import Classified, Outcomes
@@ -71,4 +72,8 @@ def _per_class(outcomes: Outcomes) -> dict[int, Estimate]:
         return {}
     rows = class_rows(outcomes)
     occurring = [number for number in range(outcomes.classes) if rows[:, outcomes.classes + number].any()]
-    return {number: bootstrap(rows, lambda totals, n=number: class_f1(totals)[..., n]) for number in occurring}
+    return {number: bootstrap(rows, partial(_f1_of, number)) for number in occurring}
+
+
+def _f1_of(number: int, totals: FloatArray) -> FloatArray:
+    return class_f1(totals)[..., number]

@@ -74,8 +74,7 @@ class _DenseStandIn(nn.Module):
         dtype = layer.compute_dtype or layer.dtype
         self.in_features, self.out_features = in_features, out_features
         self.weight = nn.Parameter(torch.empty(out_features, in_features, dtype=dtype), requires_grad=False)
-        self.bias: nn.Parameter | None
-        self.register_parameter("bias", layer.bias)
+        self.register_parameter("bias", layer._parameters["bias"])
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> y [..., out]."""

@@ -10,7 +10,9 @@ from lorasmith.report.words import short, text
 Point = tuple[float, float]
 
 WIDTH, HEIGHT = 400, 230
-LEFT, RIGHT, TOP, BOTTOM = 46, 14, 10, 28
+RIGHT, TOP, BOTTOM = 14, 10, 28
+# width of a character of a tick label, and what stands around it
+CHARACTER, BESIDE = 6.4, 12
 # more points than pixels only blacken the paper
 MOST_POINTS = 700
 # so many single points can still be told apart
@@ -49,22 +51,25 @@ class Chart:
         steps = [step for line in lines for step, _ in line.points]
         values = [value for line in lines for _, value in line.points]
         ticks = nice_ticks(min([*values, 0.0] if self.from_zero else values), max(values))
-        across = Scale(min(steps), max(max(steps), min(steps) + 1), LEFT, WIDTH - RIGHT)
+        left = BESIDE + CHARACTER * max(len(self.show(tick)) for tick in ticks)
+        across = Scale(min(steps), max(max(steps), min(steps) + 1), left, WIDTH - RIGHT)
         up = Scale(ticks[0], ticks[-1], HEIGHT - BOTTOM, TOP)
         drawn = "".join(_line(line, across, up) for line in lines)
         last = named_last(lines)
         spoken = f"{self.title}: {self.show(last.points[0][1])} to {self.show(last.points[-1][1])}"
         return (
             f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{text(spoken)}">'
-            f"{self._grid(ticks, up)}{_step_axis(across)}{drawn}</svg>"
+            f"{self._grid(ticks, up, left)}{_step_axis(across)}{drawn}</svg>"
         )
 
-    def _grid(self, ticks: Sequence[float], up: Scale) -> str:
+    def _grid(self, ticks: Sequence[float], up: Scale, left: float) -> str:
         rows = []
         for tick in ticks:
             y = up(tick)
-            rows.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            rows.append(f'<text class="tick" x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{self.show(tick)}</text>')
+            rows.append(f'<line class="grid" x1="{left:.1f}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            rows.append(
+                f'<text class="tick" x="{left - 7:.1f}" y="{y + 4:.1f}" text-anchor="end">{self.show(tick)}</text>'
+            )
         return "".join(rows)
 
 

@@ -1,8 +1,7 @@
 """The curves of a run over its steps."""
 
-from lorasmith.report.chart import Chart, Line, smoothed
+from lorasmith.report.chart import Chart, Line, Point, smoothed
 from lorasmith.report.run_data import RunData
-from lorasmith.report.words import size
 
 # with fewer points a smoothed line hides more than it shows
 FEWEST_TO_SMOOTH = 30
@@ -11,12 +10,12 @@ FEWEST_TO_SMOOTH = 30
 def curves(run: RunData) -> str:
     """Loss, learning rate, gradient norm, throughput and memory, those that were logged."""
     charts = [
-        Chart("Loss, nats a target", [*_training_loss(run), Line("held out", run.series("eval_loss"), "eval")]),
+        Chart("Loss", [*_training_loss(run), Line("held out", run.series("eval_loss"), "eval")]),
         *_other_evaluations(run),
         Chart("Learning rate", [Line("learning rate", run.series("lr"))], from_zero=True),
         Chart("Gradient norm", _with_median(run, "grad_norm"), from_zero=True),
         Chart("Tokens a second", _with_median(run, "tokens_per_second"), from_zero=True),
-        Chart("Memory in use", _memory(run), show=size, from_zero=True),
+        Chart("Memory in MiB", _memory(run), from_zero=True),
     ]
     drawn = "".join(chart.html() for chart in charts)
     if not drawn:
@@ -39,7 +38,11 @@ def _with_median(run: RunData, name: str) -> list[Line]:
 
 
 def _memory(run: RunData) -> list[Line]:
-    return [Line("now", run.series("memory_bytes")), Line("peak so far", run.series("memory_peak_bytes"), "train")]
+    return [Line("now", _mebibytes(run, "memory_bytes")), Line("peak", _mebibytes(run, "memory_peak_bytes"), "eval")]
+
+
+def _mebibytes(run: RunData, name: str) -> list[Point]:
+    return [(step, value / 2**20) for step, value in run.series(name)]
 
 
 def _other_evaluations(run: RunData) -> list[Chart]:

@@ -10,9 +10,9 @@ def heading(run: RunData) -> str:
     model = mapping(run.recipe.get("model")).get("path") or run.summary.get("model")
     storage = mapping(run.recipe.get("quantization")).get("format")
     told = [
-        f"{text(str(method).upper() if method == 'lora' else method)}" if method else "",
+        text({"lora": "LoRA", "ia3": "IA3"}.get(str(method), method)) if method else "",
         f"on {text(model)}" if model else "",
-        f"stored in {text(str(storage).upper())}" if storage else "",
+        f"(stored in {text(storage)})" if storage else "",
     ]
     sentence = " ".join(part for part in told if part)
     return f"<header><p class='kind'>lorasmith run</p><h1>{text(run.name)}</h1><p class='lead'>{sentence}</p></header>"

@@ -14,7 +14,7 @@ def samples(run: RunData) -> str:
 
 def _card(place: int, sample: Record) -> str:
     expected = sample.get("expected") or sample.get("reference")
-    wanted = f'<div class="expected"><h4>in the data</h4><p>{text(expected)}</p></div>' if expected else ""
+    wanted = f'<div class="expected"><h4>in the data</h4><p>{text(str(expected).strip())}</p></div>' if expected else ""
     return (
         f'<article class="sample"><div class="prompt"><h4>prompt {place}</h4><p>{text(sample.get("prompt"))}</p></div>'
         f'<div class="pair"><div class="before"><h4>before</h4>{_said(sample.get("before"))}</div>'
@@ -25,4 +25,4 @@ def _card(place: int, sample: Record) -> str:
 def _said(generation: object) -> str:
     if generation is None:
         return "<p class='absent'>not generated</p>"
-    return f"<p>{text(generation)}</p>" if str(generation).strip() else "<p class='absent'>(nothing)</p>"
+    return f"<p>{text(str(generation).strip())}</p>" if str(generation).strip() else "<p class='absent'>(nothing)</p>"

@@ -14,12 +14,18 @@ def short(value: float) -> str:
     """Four significant digits, thousands separated, tiny and huge numbers with an exponent."""
     size = abs(value)
     if size >= 1e7 or 0 < size < 1e-3:
-        shown = f"{value:.2e}".replace("e-0", "e-").replace("e+0", "e")
+        return _exponent(value)
     elif size >= 1000:
         shown = f"{value:,.0f}"
     else:
         shown = f"{value:.4g}"
     return shown.replace("-", MINUS)
+
+
+def _exponent(value: float) -> str:
+    digits, power = f"{value:.2e}".split("e")
+    digits = digits.rstrip("0").rstrip(".").replace("-", MINUS)
+    return f"{digits}e{int(power)}"
 
 
 def size(amount: float) -> str:
