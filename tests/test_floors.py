@@ -2,7 +2,7 @@
 
 A package imports only from lower floors; files of one package may import each other, without cycles; nothing is
 imported inside a function. Two files may import by name at run time: the registry, which finds the files of its
-package, and the table of commands, so that `lorasmith --help` answers before torch is loaded.
+package, and the table of commands, so that a command does not wait for what only another one needs.
 
 `doctor` stands below `recipes` because the jobs call it; it never imports them.
 """

@@ -1,5 +1,6 @@
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from lorasmith.recipes.fine_tune import fine_tune, resume_run
 from lorasmith.recipes.prepare import prepare
 from lorasmith.recipes.reading import build_recipe, read_recipe
 from lorasmith.recipes.subject import find_subject, load_subject
+from lorasmith.training.loggers.wandb import WeightsAndBiases
 from lorasmith.training.step import TrainingStep
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "recipes"
@@ -149,6 +151,36 @@ def test_added_tokens_travel_with_the_adapter(llama, stories, tmp_path):
     scores = evaluate(EvaluationRequest(str(tmp_path / "run"), device="cpu"))
     after = json.loads((tmp_path / "run" / "evaluation.json").read_text())["after"]
     assert scores["run"]["loss"].value == pytest.approx(after["loss"]["value"], abs=1e-5)
+
+
+def test_new_tokens_are_told_apart_from_trained_ones(llama, stories, tmp_path):
+    added = {"add_tokens": ["<thing>"]}
+    frozen = prepare(recipe(llama, stories, tmp_path / "run", tokenizer=added))
+    assert any("1 tokens are new" in str(finding) for finding in frozen.findings)
+    whole = {"name": "lora", "modules_to_save": ["embed_tokens", "lm_head"]}
+    trained = prepare(recipe(llama, stories, tmp_path / "run", tokenizer=added, method=whole))
+    assert not any("are new" in str(finding) for finding in trained.findings)
+
+
+def test_trained_embeddings_of_new_tokens_come_back_with_the_adapter(llama, stories, tmp_path):
+    whole = {"name": "lora", "modules_to_save": ["embed_tokens", "lm_head"]}
+    job = recipe(llama, stories, tmp_path / "run", tokenizer={"add_tokens": ["<thing>"]}, method=whole)
+    finished = fine_tune(job, quiet)
+    scores = evaluate(EvaluationRequest(str(tmp_path / "run"), device="cpu"))
+    assert scores["run"]["loss"].value == pytest.approx(finished.after["loss"]["value"], abs=1e-5)
+
+
+def test_generation_stops_where_the_answers_of_the_data_end(llama, stories, tmp_path):
+    fine_tune(recipe(llama, stories, tmp_path / "run"), quiet)
+    loaded = load_subject(find_subject(str(tmp_path / "run")), "cpu")
+    assert loaded.tokenizer.eos_token_id in loaded.model.generation_config.eos_token_id
+
+
+def test_a_missing_logger_is_told_before_weights_are_read(llama, stories, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[WeightsAndBiases.__module__], "wandb", None)
+    monkeypatch.setattr("lorasmith.recipes.fine_tune.load_base", None)
+    with pytest.raises(RecipeError, match=r"lorasmith\[wandb\]"):
+        fine_tune(recipe(llama, stories, tmp_path / "run", loggers=["wandb"]), quiet)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method["name"])

@@ -9,6 +9,7 @@ from lorasmith.recipes.method_section import method_config
 from lorasmith.recipes.reading import build_recipe, parse_override, read_recipe, recipe_yaml, write_recipe
 from lorasmith.recipes.recipe import Recipe
 from lorasmith.recipes.sections import Section
+from lorasmith.training import TrainingSettings
 
 SMALL = {"model": "some/model", "data": "train.jsonl"}
 
@@ -64,6 +65,19 @@ def test_a_written_recipe_states_every_default_and_reads_back_equal(tmp_path):
     assert read_recipe(tmp_path / "recipe.yaml") == recipe
 
 
+def test_the_training_section_has_the_fields_and_defaults_of_its_settings():
+    section = build_recipe(SMALL, "here").training
+    assert section.settings(seed=0) == TrainingSettings()
+    # the direction of the best metric follows from the metric, the seed is the recipe's
+    derived = {"higher_is_better", "seed"}
+    assert set(type(section).model_fields) == {field.name for field in dataclasses.fields(TrainingSettings)} - derived
+
+
+def test_a_better_accuracy_is_a_higher_one():
+    fields = {**SMALL, "task": "classification", "training": {"best_metric": "eval_accuracy"}}
+    assert build_recipe(fields, "here").training.settings(seed=0).higher_is_better
+
+
 def test_overrides_win_over_the_file(tmp_path):
     path = written(tmp_path, "model: m\ndata: d.jsonl\ntraining: {learning_rate: 1.0}\n")
     given = ["training.learning_rate=1e-4", "method.r=2", "data.packing=false", "model.offline=true"]
@@ -102,6 +116,14 @@ def test_the_method_section_becomes_the_methods_own_config():
         ("model: m\ndata: d\nquantization: nf5\n", ["recipe.yaml", "'nf5'", "nf4"]),
         ("model: m\ndata: d\ntraining: {batch_size: two}\n", ["training.batch_size='two'", "integer"]),
         ("model: m\ndata: d\ntraining: {patience: 2}\n", ["training", "evaluate_every"]),
+        ("model: m\ndata: d\ntraining: {optimizer: adamx}\n", ["optimizer='adamx'", "adamw"]),
+        ("model: m\ndata: d\ntraining: {best_metric: eval_accurcy}\n", ["accurcy", "accuracy"]),
+        ("model: m\ndata: d\ntraining: {best_metric: eval_accuracy}\n", ["eval_accuracy", "eval_perplexity"]),
+        ("model: m\ndata: d\nlogers: [wandb]\n", ["logers", "'loggers'"]),
+        (
+            "model: m\ndata: {train: d, validation_fraction: 0}\ntraining: {evaluate_every: 5}\n",
+            ["evaluate_every needs validation data"],
+        ),
         ("model: m\n", ["data is missing"]),
         ("model: m\ndata: d\n  bad: [\n", ["recipe.yaml line 3", "YAML"]),
         ("- a\n- b\n", ["recipe.yaml", "list"]),

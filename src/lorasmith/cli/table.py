@@ -1,4 +1,4 @@
-"""The commands, each resolved when it is called: `lorasmith --help` answers before torch is loaded.
+"""The commands, each imported when it is called, so that one does not wait for what only another needs.
 
 Besides the registry this is the only file that imports by name at run time (tests/test_floors.py holds the two).
 """

@@ -15,6 +15,7 @@ from lorasmith.planning import MemoryPlan
 from lorasmith.quantized import count_parameters, stored_bytes
 from lorasmith.recipes.adapter_home import adapter_home, home_of
 from lorasmith.recipes.dataset import Dataset
+from lorasmith.recipes.generation import stop_after_answers_
 from lorasmith.recipes.outcome import Outcome, Summary
 from lorasmith.recipes.prepare import context_of
 from lorasmith.recipes.reading import write_recipe
@@ -38,6 +39,7 @@ class Work:
     tokenizer: PreTrainedTokenizerBase
     dataset: Dataset
     folder: RunFolder
+    loggers: list[Logger]
     adapter: str = "default"
 
 
@@ -56,6 +58,12 @@ class FinishedRun:
         return adapter_home(RunFolder(self.folder))
 
 
+def make_loggers(folder: RunFolder, recipe: Recipe) -> list[Logger]:
+    """The display and what the recipe asks for; raises RecipeError where the package of one is not installed."""
+    context = LoggerContext(folder, recipe.model_dump(mode="json"))
+    return [loggers[name](context) for name in ["progress", *recipe.loggers]]
+
+
 def begin(folder: RunFolder, recipe: Recipe, plan: MemoryPlan | None) -> None:
     """Writes down what was decided and predicted, before the work."""
     write_recipe(recipe, folder.recipe)
@@ -70,6 +78,8 @@ def carry_out(work: Work, echo: Echo, *, resume: bool = False) -> FinishedRun:
     checkpoints stay.
     """
     began = time.perf_counter()
+    if work.recipe.task == "causal":
+        stop_after_answers_(work.model, work.dataset.answer_ends)
     layout = layout_of(work.model, work.recipe)
     if layout.note:
         echo(f"note: {layout.note}")
@@ -139,19 +149,18 @@ def _train(work: Work, layout: Layout, score: Score | None, resume: bool) -> Tra
         work.folder,
         loss=loss_for(work.model, recipe.task),
         evaluate=(lambda: numbers(score())) if score else None,
-        loggers=_loggers(work),
+        loggers=work.loggers,
         resume=resume,
     )
 
 
-def _loggers(work: Work) -> list[Logger]:
-    context = LoggerContext(work.folder, work.recipe.model_dump(mode="json"))
-    return [loggers[name](context) for name in ["progress", *work.recipe.loggers]]
-
-
 def _save(work: Work) -> None:
     save_adapter(work.model, work.folder.adapter, work.adapter)
-    work.tokenizer.save_pretrained(home_of(work.folder, work.adapter))
+    home = home_of(work.folder, work.adapter)
+    work.tokenizer.save_pretrained(home)
+    if work.recipe.task == "causal":
+        # where answers end was learned from the data, and generation must know it
+        work.model.generation_config.save_pretrained(home)
 
 
 def _summary(work: Work, result: TrainingResult, seconds: float) -> Summary:

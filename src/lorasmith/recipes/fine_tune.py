@@ -8,13 +8,13 @@ from lorasmith.attach import attach
 from lorasmith.errors import RecipeError
 from lorasmith.quantized import count_parameters
 from lorasmith.recipes.base_model import load_base, report_lines
-from lorasmith.recipes.carry_out import Echo, FinishedRun, Work, begin, carry_out
+from lorasmith.recipes.carry_out import Echo, FinishedRun, Work, begin, carry_out, make_loggers
 from lorasmith.recipes.method_section import method_config
 from lorasmith.recipes.prepare import Prepared, prepare, storage_of
 from lorasmith.recipes.reading import read_recipe
 from lorasmith.recipes.recipe import Recipe
 from lorasmith.recipes.tokenizers import fit_embeddings_
-from lorasmith.training import RunFolder
+from lorasmith.training import Logger, RunFolder
 
 
 def fine_tune(recipe: Recipe, echo: Echo = print, *, resume: bool = False) -> FinishedRun:
@@ -29,8 +29,9 @@ def fine_tune(recipe: Recipe, echo: Echo = print, *, resume: bool = False) -> Fi
     prepared = prepare(recipe)
     for line in [*prepared.dataset.lines, *map(str, prepared.findings)]:
         echo(line)
+    logging = make_loggers(folder, prepared.recipe)
     begin(folder, prepared.recipe, prepared.plan)
-    finished = carry_out(_work(prepared, folder, echo), echo, resume=resume)
+    finished = carry_out(_work(prepared, folder, logging, echo), echo, resume=resume)
     echo(f"adapter: {folder.adapter}")
     echo(f"report: {folder.report}")
     return finished
@@ -45,7 +46,7 @@ def resume_run(path: Path, echo: Echo = print) -> FinishedRun:
     return fine_tune(recipe, echo, resume=True)
 
 
-def _work(prepared: Prepared, folder: RunFolder, echo: Echo) -> Work:
+def _work(prepared: Prepared, folder: RunFolder, logging: list[Logger], echo: Echo) -> Work:
     """The model with its weights and a fresh adapter, random parts decided by the recipe's seed alone."""
     recipe = prepared.recipe
     loaded = load_base(recipe.model, storage_of(recipe), recipe.device, seed=recipe.seed)
@@ -60,4 +61,4 @@ def _work(prepared: Prepared, folder: RunFolder, echo: Echo) -> Work:
         loaded.model.config.id2label = names
         loaded.model.config.label2id = {name: number for number, name in names.items()}
     echo(str(count_parameters(loaded.model)))
-    return Work(recipe, loaded.model, prepared.tokenizer, prepared.dataset, folder)
+    return Work(recipe, loaded.model, prepared.tokenizer, prepared.dataset, folder, logging)

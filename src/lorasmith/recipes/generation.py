@@ -1,6 +1,6 @@
 """Continuing tokens with a model as it stands, streamed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,3 +77,13 @@ def continue_tokens(
 def _padding(tokenizer: PreTrainedTokenizerBase) -> int | None:
     ids = (tokenizer.pad_token_id, tokenizer.eos_token_id)
     return next((number for number in ids if number is not None), None)
+
+
+def stop_after_answers_(model: PreTrainedModel, ends: Sequence[int]) -> None:
+    """Lets generation stop at each of these tokens too, in place."""
+    config = model.generation_config
+    if config is None or not ends:
+        return
+    known = config.eos_token_id
+    listed = [known] if isinstance(known, int) else list(known or [])
+    config.eos_token_id = list(dict.fromkeys([*listed, *ends]))

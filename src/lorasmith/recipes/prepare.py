@@ -48,9 +48,9 @@ def prepare(recipe: Recipe) -> Prepared:
     dataset = build_dataset(recipe.data, recipe.task, tokenizer, recipe.seed)
     recipe = with_labels(recipe, dataset)
     model = skeleton(checkpoint, recipe.model, storage_of(recipe), device)
-    fit_embeddings_(model, tokenizer)
+    grown = fit_embeddings_(model, tokenizer)
     attach(model, method_config(recipe.method, recipe.task, recipe.model.path))
-    predicted, more = checked(recipe, model, tokenizer, dataset, device)
+    predicted, more = checked(recipe, model, tokenizer, dataset, device, grown)
     return Prepared(recipe, checkpoint, tokenizer, dataset, model, predicted, found + more)
 
 
@@ -60,9 +60,11 @@ def checked(
     tokenizer: PreTrainedTokenizerBase,
     dataset: Dataset,
     device: torch.device | None = None,
+    new_rows: int = 0,
 ) -> tuple[MemoryPlan | None, list[Finding]]:
-    """The predicted memory of training the adapted model, and what the doctor finds; device is where it will run.
+    """The predicted memory of training the adapted model, and what the doctor finds.
 
+    device is where it will run (None: where it is), new_rows what its embedding grew by.
     Raises InputError where a check fails.
     """
     device = device or model.device
@@ -75,6 +77,7 @@ def checked(
         context=context_of(model),
         plan=predicted,
         available=free_bytes(device),
+        new_rows=new_rows,
     )
     return predicted, examine(job_checks, job)
 

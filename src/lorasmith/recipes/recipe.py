@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from lorasmith.errors import RecipeError, nearest
+from lorasmith.evaluation import metrics
 from lorasmith.recipes.method_section import resolve_method
 from lorasmith.recipes.sections import (
     DataSection,
@@ -71,6 +73,20 @@ class Recipe(Section):
     def _storage_exists(self) -> "Recipe":
         if self.quantization is not None:
             self.quantization.scheme()
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_evaluated(self) -> "Recipe":
+        known = [f"eval_{name}" for name, metric in metrics.items() if self.task in metric.tasks]
+        wanted = self.training.best_metric
+        if wanted not in known:
+            raise RecipeError(
+                f"training.best_metric={wanted!r} is not one of: {', '.join(known)}.{nearest(wanted, known)}"
+            )
+        if self.training.evaluate_every and not (self.data.validation or self.data.validation_fraction):
+            raise RecipeError(
+                "training.evaluate_every needs validation data; set data.validation or validation_fraction"
+            )
         return self
 
     def resolved(self) -> "Recipe":

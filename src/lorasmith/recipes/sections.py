@@ -4,7 +4,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from lorasmith.errors import RecipeError
+from lorasmith.evaluation import metrics
 from lorasmith.quantized import Scheme
+from lorasmith.training.optimizers.table import optimizers
 from lorasmith.training.settings import Precision, Schedule, TrainingSettings
 
 _TRAINING = TrainingSettings()
@@ -151,9 +154,6 @@ class TrainingSection(Section):
         default=_TRAINING.patience, description="evaluations without a better score before it stops"
     )
     best_metric: str = Field(default=_TRAINING.best_metric, description="which score decides the best checkpoint")
-    higher_is_better: bool = Field(
-        default=_TRAINING.higher_is_better, description="whether a larger best_metric is better"
-    )
     keep_checkpoints: int = Field(
         default=_TRAINING.keep_checkpoints, description="newest checkpoints that stay on disk"
     )
@@ -161,8 +161,12 @@ class TrainingSection(Section):
     @model_validator(mode="after")
     def _holds(self) -> "TrainingSection":
         self.settings(seed=0)
+        if self.optimizer not in optimizers:
+            known = ", ".join(sorted(optimizers))
+            raise RecipeError(f"training.optimizer={self.optimizer!r} is not one of: {known}")
         return self
 
     def settings(self, seed: int) -> TrainingSettings:
         """The settings of the loop; raises RecipeError, naming the field, for a value out of range."""
-        return TrainingSettings(**self.model_dump(), seed=seed)
+        metric = metrics[self.best_metric.removeprefix("eval_")]
+        return TrainingSettings(**self.model_dump(), higher_is_better=metric.higher_is_better, seed=seed)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lorasmith.attach import WEIGHTS_FILE, load_adapter
 from lorasmith.errors import AdapterError, ModelError
@@ -20,6 +20,9 @@ from lorasmith.recipes.recipe import Recipe
 from lorasmith.recipes.sections import ModelSection, QuantizationSection
 from lorasmith.recipes.tokenizers import has_tokenizer, load_tokenizer
 from lorasmith.training.run_folder import RunFolder
+
+# saved with an adapter whose answers end with tokens of their own
+_GENERATION = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,9 @@ def load_subject(subject: Subject, device: str) -> LoadedSubject:
     loaded = load_base(subject.base, subject.storage, device)
     for name, folder in subject.adapters.items():
         load_adapter(loaded.model, folder, name)
+    home = next((folder for folder in subject.adapters.values() if (folder / _GENERATION).is_file()), None)
+    if home is not None:
+        loaded.model.generation_config = GenerationConfig.from_pretrained(home, local_files_only=True)
     loaded.model.eval()
     return LoadedSubject(loaded.model, tokenizer, loaded.report)
 

@@ -13,7 +13,7 @@ from lorasmith.doctor import Place, examine, place_checks
 from lorasmith.errors import ModelError, RecipeError, nearest
 from lorasmith.methods import AdapterConfig
 from lorasmith.quantized import QuantizedWeight
-from lorasmith.recipes.carry_out import Echo, FinishedRun, Work, begin, carry_out
+from lorasmith.recipes.carry_out import Echo, FinishedRun, Work, begin, carry_out, make_loggers
 from lorasmith.recipes.dataset import Records, build_dataset
 from lorasmith.recipes.method_section import method_config, section_of
 from lorasmith.recipes.prepare import checked, with_labels
@@ -72,9 +72,10 @@ def train(
     plan, more = checked(recipe, base, tokenizer, dataset)
     for line in [*dataset.lines, *map(str, findings + more)]:
         echo(line)
+    logging = make_loggers(folder, recipe)
     begin(folder, recipe, plan)
     adapter = adapters_of(base).active[0]
-    return carry_out(Work(recipe, base, tokenizer, dataset, folder, adapter), echo, resume=resume)
+    return carry_out(Work(recipe, base, tokenizer, dataset, folder, logging, adapter), echo, resume=resume)
 
 
 def _transformers_model(model: nn.Module) -> PreTrainedModel:

@@ -18,7 +18,7 @@ class Job:
     """What training will see. The model may stand on the meta device: only shapes and flags are read.
 
     context is the number of positions that the model was made for, None where it has no limit; available is the free
-    memory of the device in bytes, None where it cannot be known.
+    memory of the device in bytes, None where it cannot be known; new_rows were added to the embedding for this run.
     """
 
     task: Literal["causal", "classification"]
@@ -28,6 +28,7 @@ class Job:
     context: int | None
     plan: MemoryPlan | None
     available: int | None
+    new_rows: int = 0
 
 
 job_checks: Registry[Check[Job]] = Registry("check", "lorasmith.doctor.job")

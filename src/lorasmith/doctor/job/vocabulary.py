@@ -26,6 +26,17 @@ def vocabulary(job: Job) -> Iterator[Finding]:
         )
 
 
+@job_checks.register("new rows")
+def new_rows(job: Job) -> Iterator[Finding]:
+    """Rows that were added for new tokens train, or nothing is learned of these tokens."""
+    embedding: Any = cast(Any, job.model).get_input_embeddings()
+    if job.new_rows and not any(parameter.requires_grad for parameter in embedding.parameters()):
+        yield warning(
+            f"{job.new_rows} tokens are new and their embeddings stay as they were drawn; to train them, list the "
+            "embedding and the head in method.modules_to_save"
+        )
+
+
 def embedding_rows(model: nn.Module) -> int:
     """Rows of the input embedding of a transformers model, whatever stores or wraps it."""
     embedding: Any = cast(Any, model).get_input_embeddings()
