@@ -46,9 +46,12 @@ else
     cp constraints.txt "$constraints"
 fi
 
+# errors only: pip warns of every index that a machine's own settings name and that is not there
 if [ -z "$extra" ]; then
-    "$venv/bin/python" -m pip install --quiet -c "$constraints" .
+    echo "installing lorasmith into $venv"
+    "$venv/bin/python" -m pip install --quiet --quiet -c "$constraints" .
 else
     # by name: the package stands installed, so only what the extra adds is fetched and nothing is built again
-    "$venv/bin/python" -m pip install --quiet -c "$constraints" "lorasmith[$extra]"
+    echo "installing what the extra $extra needs"
+    "$venv/bin/python" -m pip install --quiet --quiet -c "$constraints" "lorasmith[$extra]"
 fi
