@@ -16,8 +16,8 @@ from lorasmith.compat.peft_config import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
-from lorasmith.compat.peft_model import (
-    PeftModel,
+from lorasmith.compat.peft_model import PeftModel
+from lorasmith.compat.task_models import (
     PeftModelForCausalLM,
     PeftModelForFeatureExtraction,
     PeftModelForQuestionAnswering,
@@ -38,6 +38,7 @@ from lorasmith.models.load import load
 from lorasmith.models.quantization_config import QuantizationConfig
 from lorasmith.models.save import save_quantized
 from lorasmith.quantized import Scheme, count_parameters, quantize_module
+from lorasmith.recipes.train import train
 
 __version__ = "0.1.0"
 
@@ -80,4 +81,5 @@ __all__ = [
     "quantize_module",
     "save_quantized",
     "set_peft_model_state_dict",
+    "train",
 ]

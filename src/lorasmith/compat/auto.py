@@ -12,7 +12,8 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-from lorasmith.compat.peft_model import PeftModel, adapter_folder
+from lorasmith.compat.adapter_folder import adapter_folder
+from lorasmith.compat.peft_model import PeftModel
 from lorasmith.errors import AdapterError
 from lorasmith.methods import config_from_fields, read_config_fields
 

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from lorasmith.models.activation_checkpointing import checkpoint_activations_
 from lorasmith.models.adopt import adopt_bitsandbytes_
 
 log = logging.getLogger(__name__)
@@ -17,7 +18,7 @@ def prepare_model_for_kbit_training(
     gradient_checkpointing_kwargs: dict[str, Any] | None = None,
     **unused: Any,
 ) -> nn.Module:
-    """Freeze model, take over layers of bitsandbytes, and switch checkpointing on (non-reentrant unless told).
+    """Freeze model, take over layers of bitsandbytes, and switch non-reentrant checkpointing on.
 
     PEFT also casts every other 16-bit parameter to float32; the norms compute in float32 anyway, and the copies of
     embedding and head only cost memory, so nothing is cast here.
@@ -25,11 +26,11 @@ def prepare_model_for_kbit_training(
     adopt_bitsandbytes_(model)
     model.requires_grad_(False)
     if use_gradient_checkpointing and isinstance(model, PreTrainedModel) and model.supports_gradient_checkpointing:
-        options = {"use_reentrant": False} | (gradient_checkpointing_kwargs or {})
-        if options["use_reentrant"]:
-            # the reentrant kind needs an input with a gradient
-            model.enable_input_require_grads()
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+        if (gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+            log.warning(
+                "use_reentrant=True is ignored: it drags gradients through frozen layers; non-reentrant is used"
+            )
+        checkpoint_activations_(model)
     return model
 
 

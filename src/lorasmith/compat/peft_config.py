@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from lorasmith.attach import adapter_state, load_adapter_state
-from lorasmith.compat.peft_model import PeftModel, adapter_folder
+from lorasmith.compat.adapter_folder import adapter_folder
+from lorasmith.compat.peft_model import PeftModel
 from lorasmith.methods import AdapterConfig, config_from_fields, read_config_fields
 
 

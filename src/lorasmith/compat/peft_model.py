@@ -1,16 +1,14 @@
 """PeftModel: the wrapper that PEFT's users write against."""
 
-import functools
-import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lorasmith.attach import (
     Adapters,
@@ -25,34 +23,12 @@ from lorasmith.attach import (
     unload,
     unmerge,
 )
+from lorasmith.compat.adapted_base import AdaptedBase
+from lorasmith.compat.adapter_folder import adapter_folder
+from lorasmith.compat.base_signature import BaseSignature, forward
 from lorasmith.errors import AdapterError
 from lorasmith.methods import AdapterConfig, config_from_fields, read_config_fields
-from lorasmith.models.hub import Source, fetch
 from lorasmith.quantized import count_parameters
-
-
-class AdaptedBase(nn.Module):
-    """The level between wrapper and model that PEFT has: `base_model.model`."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the adapted model returns."""
-        return self.model(*args, **kwargs)
-
-    def merge_and_unload(self, progressbar: bool = False, safe_merge: bool = False) -> nn.Module:
-        """The dense model with the active adapters merged."""
-        return merge_and_unload(self.model)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "model":
-                raise
-            return getattr(self.model, name)
 
 
 class LoadResult(NamedTuple):
@@ -60,27 +36,6 @@ class LoadResult(NamedTuple):
 
     missing_keys: list[str]
     unexpected_keys: list[str]
-
-
-class _Forward:
-    """`forward` with the signature of the base model's: Trainer drops the data columns that it does not find there."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
-
-    def __get__(self, instance: "PeftModel | None", owner: type) -> Callable[..., Any]:
-        if instance is None:
-            return self.function
-        bound = functools.partial(self.function, instance)
-        bound.__signature__ = inspect.signature(instance.get_base_model().forward)  # type: ignore[attr-defined]
-        return bound
-
-
-def _forward(self: "PeftModel", *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
-    """What the adapted model returns."""
-    if labels is not None:
-        kwargs["labels"] = labels
-    return self.base_model(*args, **kwargs)
 
 
 class PeftModel(nn.Module):
@@ -91,6 +46,16 @@ class PeftModel(nn.Module):
 
     # Trainer reads this where peft is absent: save the state dict, which holds only adapters
     _hf_peft_config_loaded = True
+    # wrappers by the task that they are for
+    _by_task: ClassVar[dict[str, type["PeftModel"]]] = {}
+
+    def __init_subclass__(cls, task: str) -> None:
+        PeftModel._by_task[task] = cls
+
+    @classmethod
+    def for_task(cls, config: AdapterConfig) -> type["PeftModel"]:
+        """The wrapper for the task that config names."""
+        return PeftModel._by_task.get(str(config.task_type), PeftModel)
 
     def __init__(
         self,
@@ -112,7 +77,7 @@ class PeftModel(nn.Module):
         wrapper.base_model = AdaptedBase(model)
         return wrapper
 
-    forward = _Forward(_forward)
+    forward = BaseSignature(forward)
 
     # --- what stands where
 
@@ -244,7 +209,7 @@ class PeftModel(nn.Module):
         folder = adapter_folder(model_id, **hub)
         chosen = config or config_from_fields(read_config_fields(folder))
         load_adapter(model, folder, adapter_name, is_trainable, autocast_adapter_dtype)
-        wrapper = wrapper_class(chosen).around(model)
+        wrapper = cls.for_task(chosen).around(model)
         wrapper.eval()
         return wrapper
 
@@ -313,75 +278,8 @@ def _blank(kind: type[PeftModel]) -> PeftModel:
     return model
 
 
-class PeftModelForCausalLM(PeftModel):
-    """A causal language model with adapters."""
-
-
-class PeftModelForSequenceClassification(PeftModel):
-    """A sequence classifier with adapters; its head trains too."""
-
-
-class PeftModelForSeq2SeqLM(PeftModel):
-    """A sequence-to-sequence model with adapters."""
-
-
-class PeftModelForTokenClassification(PeftModel):
-    """A token classifier with adapters; its head trains too."""
-
-
-class PeftModelForQuestionAnswering(PeftModel):
-    """A span predictor with adapters."""
-
-
-class PeftModelForFeatureExtraction(PeftModel):
-    """An encoder with adapters."""
-
-
-MODEL_OF_TASK: dict[str, type[PeftModel]] = {
-    "CAUSAL_LM": PeftModelForCausalLM,
-    "SEQ_CLS": PeftModelForSequenceClassification,
-    "SEQ_2_SEQ_LM": PeftModelForSeq2SeqLM,
-    "TOKEN_CLS": PeftModelForTokenClassification,
-    "QUESTION_ANS": PeftModelForQuestionAnswering,
-    "FEATURE_EXTRACTION": PeftModelForFeatureExtraction,
-}
-
-
-def wrapper_class(config: AdapterConfig) -> type[PeftModel]:
-    """The wrapper for the task that config names."""
-    return MODEL_OF_TASK.get(str(config.task_type), PeftModel)
-
-
-def get_peft_model(
-    model: nn.Module,
-    peft_config: AdapterConfig,
-    adapter_name: str = "default",
-    mixed: bool = False,
-    autocast_adapter_dtype: bool = True,
-    revision: str | None = None,
-    **unused: Any,
-) -> PeftModel:
-    """model, adapted in place and wrapped; everything but the adapter is frozen."""
-    if revision is not None:
-        peft_config.revision = revision
-    return wrapper_class(peft_config)(model, peft_config, adapter_name, autocast_adapter_dtype)
-
-
 def _with_base_name(config: AdapterConfig, model: nn.Module) -> AdapterConfig:
     # PEFT writes the base's name into the config that it was given
     if config.base_model_name_or_path is None:
         config.base_model_name_or_path = getattr(model, "name_or_path", None) or None
     return config
-
-
-def adapter_folder(
-    model_id: str | Path,
-    revision: str | None = None,
-    token: str | None = None,
-    local_files_only: bool = False,
-    subfolder: str | None = None,
-    **unused: Any,
-) -> Path:
-    """The folder of an adapter that is named by a path or a hub repository."""
-    folder = fetch(Source(model_id, revision=revision, token=token, offline=local_files_only))
-    return folder / subfolder if subfolder else folder

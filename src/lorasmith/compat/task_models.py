@@ -1,0 +1,47 @@
+"""The wrapper by task, and the function that makes one."""
+
+from typing import Any
+
+from torch import nn
+
+from lorasmith.compat.peft_model import PeftModel
+from lorasmith.methods import AdapterConfig
+
+
+class PeftModelForCausalLM(PeftModel, task="CAUSAL_LM"):
+    """A causal language model with adapters."""
+
+
+class PeftModelForSequenceClassification(PeftModel, task="SEQ_CLS"):
+    """A sequence classifier with adapters; its head trains too."""
+
+
+class PeftModelForSeq2SeqLM(PeftModel, task="SEQ_2_SEQ_LM"):
+    """A sequence-to-sequence model with adapters."""
+
+
+class PeftModelForTokenClassification(PeftModel, task="TOKEN_CLS"):
+    """A token classifier with adapters; its head trains too."""
+
+
+class PeftModelForQuestionAnswering(PeftModel, task="QUESTION_ANS"):
+    """A span predictor with adapters."""
+
+
+class PeftModelForFeatureExtraction(PeftModel, task="FEATURE_EXTRACTION"):
+    """An encoder with adapters."""
+
+
+def get_peft_model(
+    model: nn.Module,
+    peft_config: AdapterConfig,
+    adapter_name: str = "default",
+    mixed: bool = False,
+    autocast_adapter_dtype: bool = True,
+    revision: str | None = None,
+    **unused: Any,
+) -> PeftModel:
+    """model, adapted in place and wrapped; everything but the adapter is frozen."""
+    if revision is not None:
+        peft_config.revision = revision
+    return PeftModel.for_task(peft_config)(model, peft_config, adapter_name, autocast_adapter_dtype)
