@@ -147,6 +147,8 @@ def test_autocast_sets_the_dtype_of_the_product():
     assert x.grad.dtype == torch.float32
 
 
+# torch.compile itself instantiates the autograd.Function that it traces
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_the_layer_is_traced_whole_by_compile():
     stored = Stored()
     compiled = torch.compile(lambda x: stored(x).relu(), fullgraph=True, backend="aot_eager")

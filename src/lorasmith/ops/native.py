@@ -1,6 +1,8 @@
-"""The compiled kernels: whether they are here, and which of the processor's instruction sets they use."""
+"""The compiled kernels: whether they are here, and which of the processor's instruction sets they use.
 
-import importlib
+The extension is loaded after torch (which library.py imports), so that it shares the OpenMP runtime torch brings.
+"""
+
 import os
 from functools import cache
 from types import ModuleType
@@ -8,26 +10,21 @@ from types import ModuleType
 from lorasmith.errors import DeviceError
 from lorasmith.ops.library import reference_only
 
+try:
+    from lorasmith.ops import _native
+except ImportError:
+    _native = None  # type: ignore[assignment]
 
-@cache
+
 def extension() -> ModuleType | None:
-    """lorasmith.ops._native, or None where the package was installed without it or it is switched off.
-
-    torch must be imported before: the extension then shares the OpenMP runtime that torch brings.
-    """
-    if reference_only():
-        return None
-    try:
-        return importlib.import_module("lorasmith.ops._native")
-    except ImportError:
-        return None
+    """lorasmith.ops._native, or None where the package was installed without it or it is switched off."""
+    return None if reference_only() else _native
 
 
 def kernels() -> ModuleType:
     """The extension, for code that runs only where it was found."""
-    module = extension()
-    assert module is not None, "a native kernel was registered without its extension"
-    return module
+    assert _native is not None, "a native kernel was registered without its extension"
+    return _native
 
 
 @cache

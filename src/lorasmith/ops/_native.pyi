@@ -1,0 +1,46 @@
+"""The extension that csrc/module.cpp builds. Arrays are contiguous, of one axis, on the CPU, and never converted."""
+
+from torch import Tensor
+
+def levels() -> list[str]:
+    """Instruction sets that can be used here, best last."""
+
+def threading() -> str:
+    """What the kernels share the cores by: OpenMP or threads."""
+
+def quantize_4bit(
+    x: Tensor,
+    midpoints: Tensor,
+    order: Tensor,
+    packed: Tensor,
+    scales: Tensor,
+    blocksize: int,
+    threads: int,
+    level: str,
+) -> None:
+    """Fill packed and scales from x in float32, bfloat16 or float16."""
+
+def quantize_8bit(
+    x: Tensor, midpoints: Tensor, order: Tensor, codes: Tensor, scales: Tensor, blocksize: int, threads: int
+) -> None:
+    """Fill codes and scales from x in float32."""
+
+def dequantize_4bit(
+    packed: Tensor, scales: Tensor, codebook: Tensor, blocksize: int, out: Tensor, threads: int, level: str
+) -> None:
+    """Fill out, float32 or bfloat16."""
+
+def dequantize_4bit_nested(
+    packed: Tensor,
+    scale_codes: Tensor,
+    codebook: Tensor,
+    blocksize: int,
+    nested_scales: Tensor,
+    nested_offset: Tensor,
+    nested_codebook: Tensor,
+    nested_blocksize: int,
+    out: Tensor,
+    threads: int,
+    level: str,
+) -> None:
+    """Fill out, float32 or bfloat16, resolving the scales on the way."""
