@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from lorasmith.errors import InputError, ModelError
+from lorasmith.models.quiet import quiet_transformers
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ def continue_tokens(
         raise ModelError(f"{type(model).__name__} generates no text; load a causal language model")
     speaker: Any = model
     ids = input_ids.to(model.device)
-    with torch.random.fork_rng():
+    # transformers warns that a length of the model's own settings is overruled, as is meant
+    with torch.random.fork_rng(), quiet_transformers():
         torch.manual_seed(settings.seed)
         output = speaker.generate(
             input_ids=ids,

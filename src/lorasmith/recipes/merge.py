@@ -10,6 +10,7 @@ from lorasmith.attach import WEIGHTS_FILE, adapters_of, load_adapter, merge_and_
 from lorasmith.doctor.place.folder import require_writable
 from lorasmith.errors import AdapterError
 from lorasmith.models.checkpoint import quantization_of
+from lorasmith.models.quiet import quiet_transformers
 from lorasmith.models.tensor_file import read_header
 from lorasmith.recipes.base_model import DTYPES, Storage, load_base, open_base
 from lorasmith.recipes.inspection import inspection_lines
@@ -39,7 +40,7 @@ def merge_adapter(path: str, out: Path, *, base: str | None, dtype: str, device:
     adapted = len(list(adapters_of(loaded.model).adapted()))
     merged = merge_and_unload(loaded.model, [name], DTYPES[dtype])
     assert isinstance(merged, PreTrainedModel)
-    with atomic_folder(out) as temporary:
+    with quiet_transformers(), atomic_folder(out) as temporary:
         merged.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
     yield f"merged {folder} into {adapted} layers of {subject.base.path}"
