@@ -1,4 +1,5 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -119,6 +120,17 @@ def test_trained_float16_stops_the_run(job):
 
 def test_too_little_memory_is_warned_of(job):
     assert "gradient_checkpointing" in messages(replace(job, available=9), "warning")[0]
+
+
+def test_too_little_disk_is_warned_of(job, tmp_path, monkeypatch):
+    assert messages(replace(job, output=tmp_path / "run"), "warning") == []
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    # 20 x 16 trained elements: four checkpoints of 12 bytes each and the adapter of 4
+    assert "16.2 KiB" in messages(replace(job, output=tmp_path / "run"), "warning")[0]
+
+
+def test_untrained_rows_of_new_tokens_are_warned_of(job):
+    assert "3 tokens are new" in messages(replace(job, new_rows=3), "warning")[0]
 
 
 def test_all_faults_are_told_at_once(job):

@@ -78,6 +78,8 @@ def checked(
         plan=predicted,
         available=free_bytes(device),
         new_rows=new_rows,
+        output=Path(recipe.output),
+        kept_checkpoints=recipe.training.keep_checkpoints,
     )
     return predicted, examine(job_checks, job)
 

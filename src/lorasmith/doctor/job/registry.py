@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from torch import nn
@@ -19,6 +20,7 @@ class Job:
 
     context is the number of positions that the model was made for, None where it has no limit; available is the free
     memory of the device in bytes, None where it cannot be known; new_rows were added to the embedding for this run.
+    output is the run folder, in which kept_checkpoints stay besides the best one.
     """
 
     task: Literal["causal", "classification"]
@@ -29,6 +31,8 @@ class Job:
     plan: MemoryPlan | None
     available: int | None
     new_rows: int = 0
+    output: Path | None = None
+    kept_checkpoints: int = 2
 
 
 job_checks: Registry[Check[Job]] = Registry("check", "lorasmith.doctor.job")
