@@ -3,11 +3,11 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import bert, llama, logits, shake
 
 from lorasmith.attach import attach, load_adapter, read_adapter_tensors, save_adapter
 from lorasmith.errors import AdapterError
 from lorasmith.methods.lora import LoraConfig
+from tiny import bert, llama, logits, shake
 
 
 @pytest.fixture

@@ -1,11 +1,11 @@
 import pytest
 import torch
-from tiny import llama, logits, quantized, shake
 from torch.testing import assert_close
 
 from lorasmith.attach import attach, merge_and_unload, merge_in_place, unmerge
 from lorasmith.errors import AttachError
 from lorasmith.methods.lora import LoraConfig
+from tiny import llama, logits, quantized, shake
 
 
 def test_merging_in_place_is_undone_bit_for_bit():

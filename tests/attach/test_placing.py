@@ -1,12 +1,12 @@
 import pytest
 import torch
-from tiny import IDS, bert, llama, logits, shake
 from torch import nn
 
 from lorasmith.attach import Adapted, adapters_of, attach, base_modules
 from lorasmith.errors import AttachError
 from lorasmith.methods.bitfit import BitFitConfig
 from lorasmith.methods.lora import LoraConfig
+from tiny import IDS, bert, llama, logits, shake
 
 
 def placed(model: nn.Module) -> list[str]:

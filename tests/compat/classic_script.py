@@ -34,7 +34,9 @@ torch.manual_seed(0)
 sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 LlamaForCausalLM(LlamaConfig(vocab_size=64, num_key_value_heads=2, **sizes)).save_pretrained(out / "base")
 rows = [torch.randint(64, (12,)).tolist() for _ in range(32)]
-data = Dataset.from_list([{"input_ids": row, "labels": row, "unused": "a column that Trainer must drop"} for row in rows])
+data = Dataset.from_list(
+    [{"input_ids": row, "labels": row, "unused": "a column that Trainer must drop"} for row in rows]
+)
 
 config = LoraConfig(
     r=8,

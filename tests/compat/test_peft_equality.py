@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tiny import IDS, bert, llama, logits, shake
 from torch import nn
 from torch.testing import assert_close
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import lorasmith
+from tiny import IDS, bert, llama, logits, shake
 
 peft = pytest.importorskip("peft")
 

@@ -4,12 +4,12 @@ import pickle
 
 import pytest
 import torch
-from tiny import IDS, llama, logits, quantized, shake
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 import lorasmith
 from lorasmith import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+from tiny import IDS, llama, logits, quantized, shake
 
 
 def adapted(**fields: object) -> PeftModel:

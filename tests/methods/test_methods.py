@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tiny import bert, llama, logits, quantized, shake
 from torch.testing import assert_close
 
 from lorasmith.attach import adapters_of, attach, load_adapter, merge_and_unload, save_adapter, unload
 from lorasmith.errors import AttachError
 from lorasmith.methods import SiteMethod, methods
 from lorasmith.quantized import Scheme
+from tiny import bert, llama, logits, quantized, shake
 
 # fields that a method needs beside the defaults of its family
 FIELDS = {"prompt_tuning": {"num_virtual_tokens": 3}}

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from tiny import IDS, llama, logits, shake
 
 from lorasmith.attach import adapters_of, attach
 from lorasmith.errors import AttachError
 from lorasmith.methods.prompt_tuning import PromptTuningConfig
+from tiny import IDS, llama, logits, shake
 
 
 def prompted():

@@ -21,7 +21,13 @@ MODULES = {
     "conv2d": lambda: nn.Conv2d(4, 8, (3, 2), padding=1, dilation=2, groups=2),
     "conv3d": lambda: nn.Conv3d(3, 5, 2, bias=False),
 }
-INPUTS = {"linear": (3, 96), "odd linear": (2, 4, 36), "conv1d": (2, 6, 9), "conv2d": (2, 4, 8, 7), "conv3d": (1, 3, 4, 4, 4)}
+INPUTS = {
+    "linear": (3, 96),
+    "odd linear": (2, 4, 36),
+    "conv1d": (2, 6, 9),
+    "conv2d": (2, 4, 8, 7),
+    "conv3d": (1, 3, 4, 4, 4),
+}
 
 
 def inputs(kind: str) -> torch.Tensor:

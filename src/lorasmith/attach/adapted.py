@@ -17,11 +17,15 @@ class Adapted(nn.Module):
     The tensors of the sites are registered by slot and adapter, as PEFT names them: `lora_A.default.weight`.
     """
 
+    # a layer of any kind and storage
+    base_layer: Any
+    sites: dict[str, Site]
+
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
         self.base_layer = base_layer
-        # the sites' children are registered below, so the sites themselves must not be
-        self.__dict__["sites"] = {}
+        # a plain dict: the sites' children are registered below, the sites themselves must not be
+        self.sites = {}
         self.active: list[str] = []
         self.enabled = True
         self.merged: list[str] = []

@@ -17,7 +17,7 @@ from lorasmith.attach.adapters import KEY_PREFIX, PROMPT_KEY, Adapters, adapters
 from lorasmith.attach.placing import attach
 from lorasmith.attach.selection import base_modules
 from lorasmith.errors import AdapterError
-from lorasmith.methods import AdapterConfig, config_from_fields, dense_weight, read_config_fields
+from lorasmith.methods import config_from_fields, dense_weight, read_config_fields
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 SaveEmbeddings = bool | Literal["auto"]
@@ -33,7 +33,7 @@ def adapter_state(
     book = adapters_of(model)
     state = {key: value.detach() for key, value in book.tensors(name).items()}
     if book.prompted is not None and name in book.prompted.encoder:
-        state[PROMPT_KEY] = book.prompted.encoder[name].embeddings().detach()
+        state[PROMPT_KEY] = book.prompted.of(name).embeddings().detach()
     if name in book.base_tensors:
         state |= book.base_tensors[name].values()
     if save_embeddings is True or (save_embeddings == "auto" and _embeddings_changed(book, name)):
@@ -52,7 +52,7 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor], name: str 
     places = book.tensors(name)
     embeddings = _take_embeddings(book, state, set(places))
     base = book.base_tensors[name].values() if name in book.base_tensors else {}
-    prompt = book.prompted.encoder[name] if book.prompted is not None and name in book.prompted.encoder else None
+    prompt = book.prompted.of(name) if book.prompted is not None and name in book.prompted.encoder else None
     wanted = places | base | ({PROMPT_KEY: prompt.embeddings()} if prompt is not None else {})
     _check_keys(state, wanted, lenient=_untrained_biases(book, state, wanted))
     _restore_embeddings(book, embeddings)
@@ -212,7 +212,7 @@ def _resize_embeddings(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     if not rows:
         return
     assert isinstance(model, PreTrainedModel)
-    if rows != {model.get_input_embeddings().weight.shape[0]}:
+    if rows != {dense_weight(model.get_input_embeddings()).shape[0]}:
         model.resize_token_embeddings(max(rows), mean_resizing=False)
 
 
@@ -223,14 +223,8 @@ def _restore_embeddings(book: Adapters, embeddings: Mapping[str, Tensor]) -> Non
         base = module.base_layer if isinstance(module, Adapted) else module
         if not layer_is_dense(base):
             continue
-        if base.weight.shape != value.shape:
-            shapes = f"{tuple(value.shape)}, the model's {tuple(base.weight.shape)}"
+        weight = base.get_parameter("weight")
+        if weight.shape != value.shape:
+            shapes = f"{tuple(value.shape)}, the model's {tuple(weight.shape)}"
             raise AdapterError(f"{key} has shape {shapes}; resize the model's embeddings first")
-        base.weight.data.copy_(value)
-
-
-def new_adapter_config(config: AdapterConfig, model: nn.Module) -> AdapterConfig:
-    """config with the base model's name filled in."""
-    if config.base_model_name_or_path is None:
-        config.base_model_name_or_path = getattr(model, "name_or_path", None) or None
-    return config
+        weight.data.copy_(value)

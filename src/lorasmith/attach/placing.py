@@ -81,7 +81,7 @@ def _refuse_meta_mixture(model: nn.Module) -> None:
         raise AttachError("some weights are on the meta device and some are not; load the model completely first")
 
 
-def _place_sites(book: Adapters, config: TargetedConfig, method: SiteMethod, name: str, float32: bool) -> None:  # type: ignore[type-arg]
+def _place_sites(book: Adapters, config: TargetedConfig, method: SiteMethod, name: str, float32: bool) -> None:
     method.prepare(config, model_type(book.model))
     paths = select(book.model, config, method)
     modules = dict(base_modules(book.model))
@@ -127,7 +127,7 @@ def _place_biases(book: Adapters, which: str, paths: list[str], name: str) -> No
     book.base_tensors[name] = BaseTensors(chosen)
 
 
-def _place_prompt(book: Adapters, config: AdapterConfig, method: InputMethod, name: str) -> None:  # type: ignore[type-arg]
+def _place_prompt(book: Adapters, config: AdapterConfig, method: InputMethod, name: str) -> None:
     prompted = book.prompted or Prompted(book.model)
     book.prompted = prompted
     spec = layer_spec(prompted.embedding)
@@ -136,7 +136,7 @@ def _place_prompt(book: Adapters, config: AdapterConfig, method: InputMethod, na
     prompted.encoder[name] = method.prompt(config, prompted.embedding, spec.out_features)
 
 
-def _place_selection(book: Adapters, config: AdapterConfig, method: SelectiveMethod, name: str) -> None:  # type: ignore[type-arg]
+def _place_selection(book: Adapters, config: AdapterConfig, method: SelectiveMethod, name: str) -> None:
     chosen = {}
     for path, module in base_modules(book.model):
         if isinstance(module, SavedModule):

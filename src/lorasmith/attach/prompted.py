@@ -45,9 +45,13 @@ class Prompted:
     @property
     def prompt(self) -> Prompt | None:
         """The prompt that acts now."""
-        if not self.enabled or self.active not in self.encoder:
+        if not self.enabled or self.active is None or self.active not in self.encoder:
             return None
-        found = self.encoder[self.active]
+        return self.of(self.active)
+
+    def of(self, name: str) -> Prompt:
+        """The prompt of one adapter."""
+        found = self.encoder[name]
         assert isinstance(found, Prompt)
         return found
 

@@ -38,7 +38,7 @@ class SavedModule(nn.Module):
     @property
     def acting(self) -> nn.Module:
         """The copy that is in use, or the original."""
-        if self.enabled and self.active in self.modules_to_save:
+        if self.enabled and self.active is not None and self.active in self.modules_to_save:
             return self.modules_to_save[self.active]
         return self.original_module
 

@@ -41,7 +41,7 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(base, nn.Linear | Conv1D | QuantizedLinear)
 
 
-def select(model: nn.Module, config: TargetedConfig, method: SiteMethod) -> list[str]:  # type: ignore[type-arg]
+def select(model: nn.Module, config: TargetedConfig, method: SiteMethod) -> list[str]:
     """Paths of the modules that config means, in the model's order.
 
     Fills in config.target_modules where it leaves the choice to the model type. Raises AttachError, with the nearest

@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class BaseSignature:
@@ -14,7 +14,7 @@ class BaseSignature:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
 
-    def __get__(self, instance: nn.Module | None, owner: type) -> Callable[..., Any]:
+    def __get__(self, instance: Any, owner: type) -> Callable[..., Any]:
         if instance is None:
             return self.function
         bound = functools.partial(self.function, instance)
@@ -22,7 +22,7 @@ class BaseSignature:
         return bound
 
 
-def forward(self: nn.Module, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
+def forward(self: Any, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
     """What the adapted model returns."""
     if labels is not None:
         kwargs["labels"] = labels

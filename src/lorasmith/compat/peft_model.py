@@ -81,7 +81,7 @@ class PeftModel(nn.Module):
 
     # --- what stands where
 
-    def get_base_model(self) -> nn.Module:
+    def get_base_model(self) -> Any:
         """The model inside, adapters and all."""
         return self.base_model.model
 
@@ -229,7 +229,7 @@ class PeftModel(nn.Module):
         load_adapter(self.get_base_model(), folder, adapter_name, is_trainable, autocast_adapter_dtype)
         self.adapters.activate(before or adapter_name)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The whole state with real peft at hand, which selects from it; else the active adapter in PEFT's keys."""
         if _real_peft() is not None or args or kwargs:
             return super().state_dict(*args, **kwargs)
@@ -248,7 +248,7 @@ class PeftModel(nn.Module):
         """Generate with the active adapters."""
         return self.get_base_model().generate(*args, **kwargs)
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> type:
         peft = _real_peft()
         mine = type(self)

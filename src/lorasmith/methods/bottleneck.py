@@ -5,6 +5,7 @@ Source: Houlsby et al., arXiv 1902.00751, section 2.1 (after both blocks); Pfeif
 feed-forward block only: name that projection as the target).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -21,7 +22,11 @@ from lorasmith.methods.registry import methods
 from lorasmith.methods.site import DenseWeight, Site, adapter_dtype
 from lorasmith.models.families import BLOCK_ENDS
 
-_ACTIVATIONS = {"relu": functional.relu, "gelu": functional.gelu, "silu": functional.silu}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": functional.relu,
+    "gelu": functional.gelu,
+    "silu": functional.silu,
+}
 
 
 @dataclass

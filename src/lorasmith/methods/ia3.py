@@ -49,7 +49,7 @@ class IA3Site(Site):
         super().__init__(layer)
         self.scales_input = scales_input
         size = layer.in_features if scales_input else layer.out_features
-        shape = (1, size) if scales_input else (size, 1)
+        shape: tuple[int, ...] = (1, size) if scales_input else (size, 1)
         if layer.conv is not None:
             shape = (1, size, *(1 for _ in layer.conv.kernel_size))
         value = torch.ones(shape) if ones else torch.randn(shape)

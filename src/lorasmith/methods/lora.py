@@ -131,7 +131,8 @@ class LoraSite(Site):
         self.lora_dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
 
     def delta_bias(self, bias: Tensor | None) -> Tensor | None:
-        extra = self.lora_B.bias if "lora_B" in self._modules else None
+        b = self._modules.get("lora_B")
+        extra = None if b is None else b._parameters["bias"]
         return None if extra is None else self.scaling * extra.detach()
 
 
@@ -161,7 +162,7 @@ class LoraEmbedding(LoraSite):
 
     def __init__(self, config: LoraConfig, layer: LayerSpec, dtype: torch.dtype) -> None:
         super().__init__(config, layer)
-        options = {"device": layer.device, "dtype": dtype}
+        options: dict[str, Any] = {"device": layer.device, "dtype": dtype}
         self.lora_embedding_A = Vector(torch.zeros(self.rank, layer.in_features, **options))
         self.lora_embedding_B = Vector(torch.zeros(layer.out_features, self.rank, **options))
         # the roles are swapped here, as in PEFT: A starts at zero, B at random
@@ -193,7 +194,7 @@ class LoraConv(LoraSite):
                 f"{layer.path}: rank {self.rank} is no multiple of the convolution's {geometry.groups} groups; "
                 "choose another rank or exclude this module"
             )
-        kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(geometry.kernel_size) - 1]
+        kind: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(geometry.kernel_size) - 1]
         options: dict[str, Any] = {"device": layer.device, "dtype": dtype}
         self.lora_A = kind(
             layer.in_features,
@@ -223,7 +224,7 @@ class LoraConv(LoraSite):
         return (self.scaling * (b_OR @ a_RK)).reshape(weight.shape).to(weight.dtype)
 
 
-def _initialize(a: nn.Module, b: nn.Module, how: Initialization, rank: int) -> None:
+def _initialize(a: nn.Linear, b: nn.Linear, how: Initialization, rank: int) -> None:
     """The product starts at zero (A Kaiming or Gaussian, B zero), or nowhere in particular with False."""
     if how == "gaussian":
         nn.init.normal_(a.weight, std=1 / rank)

@@ -78,7 +78,8 @@ class _DenseStandIn(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> y [..., out]."""
-        bias = None if self.bias is None else self.bias.to(x.dtype)
+        own = self._parameters["bias"]
+        bias = None if own is None else own.to(x.dtype)
         return nn.functional.linear(x, self.weight.to(x.dtype), bias)
 
 

@@ -16,6 +16,8 @@ class QuantizedConv(QuantizedWeight):
     The kernel is dequantized for each product and freed after it; gradients flow to the input and the bias.
     """
 
+    bias: nn.Parameter | None
+
     def __init__(self, conv: nn.Conv1d | nn.Conv2d | nn.Conv3d, scheme: Scheme) -> None:
         super().__init__(tuple(conv.weight.shape), scheme, conv.weight.dtype, None, "meta")
         self.in_channels, self.out_channels = conv.in_channels, conv.out_channels

@@ -33,7 +33,8 @@ class QuantizedEmbedding(QuantizedWeight):
     def from_float(cls, embedding: nn.Embedding, scheme: Scheme, name: str = "weight") -> Self:
         """The quantized twin of a dense embedding; name stands in errors."""
         weight = embedding.weight.detach()
-        twin = cls(*weight.shape, scheme, padding_idx=embedding.padding_idx, dtype=weight.dtype, device="meta")
+        rows, width = weight.shape
+        twin = cls(rows, width, scheme, padding_idx=embedding.padding_idx, dtype=weight.dtype, device="meta")
         twin.quantize_(weight, name)
         return twin
 

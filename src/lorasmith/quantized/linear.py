@@ -17,6 +17,8 @@ class QuantizedLinear(QuantizedWeight):
     multiplied in the working type. Source: QLoRA, arXiv 2305.14314, eq. 5; LLM.int8(), arXiv 2208.07339, section 3.
     """
 
+    bias: nn.Parameter | None
+
     def __init__(
         self,
         in_features: int,
@@ -62,7 +64,7 @@ class QuantizedLinear(QuantizedWeight):
                 scales,
                 self.codebook(),
                 self.scheme.blocksize,
-                self.shape,
+                (self.out_features, self.in_features),
                 bias,
                 nested=nested,
             )

@@ -1,5 +1,7 @@
 """The quantized twin of a dense module."""
 
+from typing import Any
+
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -29,21 +31,24 @@ def quantize_module(module: nn.Module, scheme: Scheme, name: str = "weight") -> 
 
 def dense_module(layer: QuantizedWeight) -> nn.Module:
     """The dense layer that holds the dequantized weight of a quantized one, in the type of its source."""
-    weight = nn.Parameter(layer.dequantize(), requires_grad=False)
-    if isinstance(layer, QuantizedEmbedding):
-        dense: nn.Module = nn.Embedding(*layer.shape, padding_idx=layer.padding_idx, device="meta")
-    elif isinstance(layer, QuantizedConv):
-        kind = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}[len(layer.shape)]
-        sizes = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding)
-        dense = kind(*sizes, layer.dilation, layer.groups, layer.bias is not None, device="meta")
-        dense.bias = layer.bias
-    elif isinstance(layer, QuantizedLinear):
-        dense = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-        dense.bias = layer.bias
-    else:
-        raise FormatError(f"a {type(layer).__name__} has no dense twin")
-    dense.weight = weight
+    dense = _empty_twin(layer)
+    dense.register_parameter("weight", nn.Parameter(layer.dequantize(), requires_grad=False))
+    if isinstance(layer, QuantizedConv | QuantizedLinear):
+        dense.register_parameter("bias", layer.bias)
     return dense
+
+
+def _empty_twin(layer: QuantizedWeight) -> nn.Module:
+    if isinstance(layer, QuantizedEmbedding):
+        rows, width = layer.shape
+        return nn.Embedding(rows, width, padding_idx=layer.padding_idx, device="meta")
+    if isinstance(layer, QuantizedConv):
+        kind: Any = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}[len(layer.shape)]
+        sizes = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding)
+        return kind(*sizes, layer.dilation, layer.groups, layer.bias is not None, device="meta")
+    if isinstance(layer, QuantizedLinear):
+        return nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+    raise FormatError(f"a {type(layer).__name__} has no dense twin")
 
 
 def _as_linear(module: Conv1D) -> nn.Linear:
