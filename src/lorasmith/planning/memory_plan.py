@@ -19,7 +19,8 @@ class PlanSettings:
 
     batch_size is of one micro-batch, length the tokens of one example or pack. optimizer_bytes is the state kept for
     one trainable parameter. autocast is the type that matrix products run in, where it is not the weights' own.
-    baseline is the memory of Python and its libraries in bytes; None reads it from this process.
+    baseline is the memory of Python and its libraries in bytes; None reads it from this process, and 0 says that only
+    tensors count, as on an accelerator.
     Raises PlanError if a size is not positive.
     """
 

@@ -17,12 +17,15 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lorasmith.errors import PlanError
 from lorasmith.models.activation_checkpointing import checkpoint_activations_
 from lorasmith.planning.memory_plan import PlanSettings
 from lorasmith.quantized import QuantizedLinear
+
+_TRACED = "lorasmith_traced"
 
 
 @dataclass(frozen=True)
@@ -124,8 +127,22 @@ def _dense_(module: nn.Module) -> None:
             _dense_(child)
 
 
+def _without_masks_(model: PreTrainedModel) -> None:
+    """Make attention causal by its flag: without data transformers would build a mask [T, T] that training has not."""
+    if model._supports_sdpa and model.config._attn_implementation != "eager":
+        AttentionInterface.register(_TRACED, sdpa_attention_forward)
+        AttentionMaskInterface.register(_TRACED, _no_mask)
+        model.set_attn_implementation(_TRACED)
+
+
+def _no_mask(*sizes: object, **settings: object) -> None:
+    return None
+
+
 def _run(model: PreTrainedModel, settings: PlanSettings, whole: bool) -> StepMemory:
     model.train()
+    if settings.task == "causal":
+        _without_masks_(model)
     if settings.gradient_checkpointing:
         checkpoint_activations_(model)
     for parameter in model.parameters():
