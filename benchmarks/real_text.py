@@ -14,7 +14,6 @@ import json
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -85,8 +84,8 @@ class Stream:
     def load_state_dict(self, state: Any) -> None: ...
 
 
-def ours(model: str, base: str, seed: int) -> tuple[float, float, float]:
-    """(held-out loss before, after, seconds) of lorasmith's LoRA."""
+def ours(model: str, base: str, seed: int) -> tuple[float, float]:
+    """(held-out loss before, after) of lorasmith's LoRA."""
     train, held = windows(model)
     scheme = lorasmith.Scheme() if base == "nf4" else None
     loaded = lorasmith.load(SHARED / "models" / model, scheme=scheme, dtype=torch.float32, device="cpu").model
@@ -99,16 +98,14 @@ def ours(model: str, base: str, seed: int) -> tuple[float, float, float]:
     settings = TrainingSettings(
         max_steps=STEPS, learning_rate=LEARNING_RATES[model], warmup=WARMUP, seed=seed, dtype="fp32", save_every=None
     )
-    started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         run(adapted, Stream(train, seed), settings, RunFolder(Path(folder) / "run"), loss=loss_for(adapted, "causal"))
-    seconds = time.perf_counter() - started
     loaded.set_attn_implementation("sdpa")
-    return before, held_out_loss(adapted, held), seconds
+    return before, held_out_loss(adapted, held)
 
 
-def pefts(model: str, seed: int) -> tuple[float, float, float]:
-    """(held-out loss before, after, seconds) of PEFT's LoRA on the 32-bit base."""
+def pefts(model: str, seed: int) -> tuple[float, float]:
+    """(held-out loss before, after) of PEFT's LoRA on the 32-bit base."""
     train, held = windows(model)
     loaded = AutoModelForCausalLM.from_pretrained(SHARED / "models" / model, dtype=torch.float32)
     torch.manual_seed(seed)
@@ -121,14 +118,13 @@ def pefts(model: str, seed: int) -> tuple[float, float, float]:
         optimizer, lambda step: min((step + 1) / WARMUP, (STEPS - step) / (STEPS - WARMUP))
     )
     adapted.train()
-    started = time.perf_counter()
     for _, rows in zip(range(STEPS), random_windows(train, seed)):
         adapted(input_ids=rows, labels=rows).loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-    return before, held_out_loss(adapted, held), time.perf_counter() - started
+    return before, held_out_loss(adapted, held)
 
 
 CONTESTANTS = {
@@ -149,8 +145,7 @@ def summary(rows: list[dict[str, Any]], model: str) -> str:
         reference = mean if reference is None else reference
         lines.append(
             f"  {name:15s} {mine[0]['before']:.3f} -> {mean:.4f} ({min(after):.4f} to {max(after):.4f}, "
-            f"{len(after)} seeds), {mean - reference:+.4f} to PEFT; "
-            f"{statistics.median(row['seconds'] for row in mine):.0f} s"
+            f"{len(after)} seeds), {mean - reference:+.4f} to PEFT"
         )
     return "\n".join(lines)
 
@@ -167,8 +162,8 @@ def main() -> None:
         rows = [row for row in rows if row["model"] != model]
         for seed in range(chosen.seeds):
             for name, contest in CONTESTANTS.items():
-                before, after, seconds = contest(model, seed)
-                values = {"before": round(before, 4), "after": round(after, 4), "seconds": round(seconds, 1)}
+                before, after = contest(model, seed)
+                values = {"before": round(before, 4), "after": round(after, 4)}
                 rows.append({"model": model, "contestant": name, "seed": seed, **values})
         versions = {"torch": torch.__version__, "peft": peft.__version__, "lorasmith": lorasmith.__version__}
         write_text(RESULTS, json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")

@@ -6,6 +6,8 @@ from typing import Literal
 
 import torch
 
+from lorasmith.errors import DeviceError
+
 LIBRARY = torch.library.Library("lorasmith", "DEF")
 
 # op -> devices with a kernel of their own; every other device runs the reference. A kernel's file may be imported
@@ -36,5 +38,11 @@ def implement_fake(name: str, function: Callable) -> None:
 
 
 def reference_only() -> bool:
-    """Whether LORASMITH_KERNELS=reference switches the fast kernels off. Read once, when the ops are registered."""
-    return os.environ.get("LORASMITH_KERNELS", "") == "reference"
+    """Whether LORASMITH_KERNELS=reference switches the fast kernels off. Read once, when the ops are registered.
+
+    Raises DeviceError for any value but "reference", "auto" and none.
+    """
+    wanted = os.environ.get("LORASMITH_KERNELS") or "auto"
+    if wanted not in ("reference", "auto"):
+        raise DeviceError(f"LORASMITH_KERNELS={wanted} is not known; set it to reference or leave it out")
+    return wanted == "reference"

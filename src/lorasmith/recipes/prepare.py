@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,6 +46,7 @@ def prepare(recipe: Recipe) -> Prepared:
     checkpoint = open_base(recipe.model)
     tokenizer = load_tokenizer(checkpoint.folder, trust_remote_code=recipe.model.trust_remote_code)
     extend_tokenizer_(tokenizer, recipe.tokenizer)
+    recipe = with_length(recipe, _positions(checkpoint.config))
     dataset = build_dataset(recipe.data, recipe.task, tokenizer, recipe.seed)
     recipe = with_labels(recipe, dataset)
     model = skeleton(checkpoint, recipe.model, storage_of(recipe), device)
@@ -82,6 +84,20 @@ def checked(
         kept_checkpoints=recipe.training.keep_checkpoints,
     )
     return predicted, examine(job_checks, job)
+
+
+def with_length(recipe: Recipe, context: int | None) -> Recipe:
+    """The recipe with a length that fits a model of context positions, unless the recipe states one."""
+    if context is None or "max_length" in recipe.data.model_fields_set:
+        return recipe
+    length = min(recipe.data.max_length, context)
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_length": length})})
+
+
+def _positions(config: dict[str, Any]) -> int | None:
+    inner = config.get("text_config") or {}
+    named = [place.get(name) for place in (config, inner) for name in ("max_position_embeddings", "n_positions")]
+    return next((value for value in named if isinstance(value, int)), None)
 
 
 def with_labels(recipe: Recipe, dataset: Dataset) -> Recipe:

@@ -89,7 +89,9 @@ class DataSection(Section):
         default=0.05, ge=0, lt=1, description="held out of train where validation is null"
     )
     max_length: int = Field(
-        default=1024, gt=1, description="tokens an example may have; longer text is cut into windows"
+        default=1024,
+        gt=1,
+        description="tokens an example may have, by default no more than the model has positions; longer text is cut",
     )
     packing: bool = Field(default=True, description="fill rows with several examples, attention kept inside each")
     loss_on: Literal["auto", "completions", "assistant", "all"] = Field(

@@ -16,7 +16,7 @@ from lorasmith.quantized import QuantizedWeight
 from lorasmith.recipes.carry_out import Echo, FinishedRun, Work, begin, carry_out, make_loggers
 from lorasmith.recipes.dataset import Records, build_dataset
 from lorasmith.recipes.method_section import method_config, section_of
-from lorasmith.recipes.prepare import checked, with_labels
+from lorasmith.recipes.prepare import checked, context_of, with_labels, with_length
 from lorasmith.recipes.reading import build_recipe
 from lorasmith.recipes.recipe import Recipe
 from lorasmith.recipes.sections import DataSection, EvaluationSection, Section, TrainingSection
@@ -66,6 +66,7 @@ def train(
     if not resume:
         folder.refuse_used()
     findings = examine(place_checks, Place(folder.path, base.device, None))
+    recipe = with_length(recipe, context_of(base))
     dataset = build_dataset(recipe.data, recipe.task, tokenizer, recipe.seed, held)
     recipe = with_labels(recipe, dataset)
     _ensure_adapter(base, recipe)
