@@ -30,6 +30,7 @@ from lorasmith.errors import LorasmithError
 from lorasmith.methods import PeftType, TaskType
 from lorasmith.methods.bitfit import BitFitConfig
 from lorasmith.methods.bottleneck import BottleneckConfig
+from lorasmith.methods.full import FullConfig
 from lorasmith.methods.ia3 import IA3Config
 from lorasmith.methods.lora import LoraConfig
 from lorasmith.methods.prompt_tuning import PromptTuningConfig, PromptTuningInit
@@ -52,6 +53,7 @@ __all__ = [
     "BitFitConfig",
     "BitsAndBytesConfig",
     "BottleneckConfig",
+    "FullConfig",
     "IA3Config",
     "LoraConfig",
     "LorasmithError",

@@ -50,8 +50,8 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor], name: str 
     book.check(name)
     state = dict(state)
     places = book.tensors(name)
-    embeddings = _take_embeddings(book, state, set(places))
     base = book.base_tensors[name].values() if name in book.base_tensors else {}
+    embeddings = _take_embeddings(book, state, set(places) | set(base))
     prompt = book.prompted.of(name) if book.prompted is not None and name in book.prompted.encoder else None
     wanted = places | base | ({PROMPT_KEY: prompt.embeddings()} if prompt is not None else {})
     _check_keys(state, wanted, lenient=_untrained_biases(book, state, wanted))

@@ -147,9 +147,10 @@ def _place_selection(book: Adapters, config: AdapterConfig, method: SelectiveMet
             full = f"{path}.{tensor}" if path else tensor
             if parameter.is_floating_point() and method.selects(config, full, parameter):
                 chosen[f"{KEY_PREFIX}{path}.{deeper}{tensor}"] = parameter
-    if not chosen:
+    whole = any(name in module.modules_to_save for _, module in book.saved_modules())
+    if not chosen and not whole:
         raise AttachError(
-            f"{config.METHOD.value} selects no tensor of {type(book.model).__name__} (a model without biases has "
+            f"{config.METHOD} selects no tensor of {type(book.model).__name__} (a model without biases has "
             "none to train); choose another method, such as LoRA"
         )
     book.base_tensors[name] = BaseTensors(chosen)

@@ -8,7 +8,6 @@ from torch import nn
 from lorasmith.methods.config import AdapterConfig
 from lorasmith.methods.matching import matches
 from lorasmith.methods.method import SelectiveMethod
-from lorasmith.methods.names import PeftType
 from lorasmith.methods.registry import methods
 
 
@@ -16,7 +15,7 @@ from lorasmith.methods.registry import methods
 class BitFitConfig(AdapterConfig):
     """target_modules confines the choice to the biases of these modules; None takes every bias."""
 
-    METHOD: ClassVar[PeftType] = PeftType.BITFIT
+    METHOD: ClassVar[str] = "BITFIT"
 
     target_modules: list[str] | set[str] | str | None = None
 

@@ -17,7 +17,6 @@ from lorasmith.errors import AttachError
 from lorasmith.methods.config import LayeredConfig
 from lorasmith.methods.layer import LayerSpec
 from lorasmith.methods.method import SiteMethod
-from lorasmith.methods.names import PeftType
 from lorasmith.methods.registry import methods
 from lorasmith.methods.site import DenseWeight, Site, adapter_dtype
 from lorasmith.models.families import BLOCK_ENDS
@@ -36,7 +35,7 @@ class BottleneckConfig(LayeredConfig):
     Raises AttachError for a size below 1 or an unknown activation.
     """
 
-    METHOD: ClassVar[PeftType] = PeftType.BOTTLENECK
+    METHOD: ClassVar[str] = "BOTTLENECK"
 
     bottleneck_size: int = 16
     activation: Literal["relu", "gelu", "silu"] = "relu"

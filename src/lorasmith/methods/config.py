@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 from lorasmith.atomic import write_text
 from lorasmith.errors import AdapterError
-from lorasmith.methods.names import PeftType, TaskType
+from lorasmith.methods.names import TaskType
 
 CONFIG_FILE = "adapter_config.json"
 # written by PEFT for its own use; nothing here reads them
@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 class AdapterConfig:
     """Fields that every method has. Unknown task types raise AdapterError."""
 
-    METHOD: ClassVar[PeftType]
+    METHOD: ClassVar[str]
 
     task_type: TaskType | str | None = None
-    peft_type: PeftType | str | None = None
+    peft_type: str | None = None
     auto_mapping: dict[str, Any] | None = None
     base_model_name_or_path: str | None = None
     revision: str | None = None

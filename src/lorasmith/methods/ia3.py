@@ -15,7 +15,6 @@ from lorasmith.methods.config import TargetedConfig
 from lorasmith.methods.layer import LayerSpec
 from lorasmith.methods.matching import matches
 from lorasmith.methods.method import SiteMethod
-from lorasmith.methods.names import PeftType
 from lorasmith.methods.registry import methods
 from lorasmith.methods.site import DenseWeight, Site, Vector, adapter_dtype
 from lorasmith.models.families import IA3_FEEDFORWARD, IA3_TARGETS
@@ -28,7 +27,7 @@ class IA3Config(TargetedConfig):
     Raises AttachError where a feed-forward module is not among the targets.
     """
 
-    METHOD: ClassVar[PeftType] = PeftType.IA3
+    METHOD: ClassVar[str] = "IA3"
 
     feedforward_modules: list[str] | set[str] | str | None = None
     fan_in_fan_out: bool = False

@@ -17,7 +17,6 @@ from lorasmith.errors import AttachError
 from lorasmith.methods.config import LayeredConfig
 from lorasmith.methods.layer import LayerSpec
 from lorasmith.methods.method import SiteMethod
-from lorasmith.methods.names import PeftType
 from lorasmith.methods.registry import methods
 from lorasmith.methods.site import DenseWeight, Site, Vector, adapter_dtype
 from lorasmith.models.families import LORA_TARGETS
@@ -53,7 +52,7 @@ class LoraConfig(LayeredConfig):
     rank below 1, a dropout outside 0 to 1, and for variants that are not built.
     """
 
-    METHOD: ClassVar[PeftType] = PeftType.LORA
+    METHOD: ClassVar[str] = "LORA"
 
     r: int = 8
     lora_alpha: float = 8

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from lorasmith.methods.config import AdapterConfig, TargetedConfig
 from lorasmith.methods.layer import LayerSpec
-from lorasmith.methods.names import PeftType
 from lorasmith.methods.site import Site
 
 C = TypeVar("C", bound=AdapterConfig)
@@ -22,7 +21,7 @@ class Method(ABC, Generic[C]):
     packs: bool = True
 
     @property
-    def peft_type(self) -> PeftType:
+    def peft_type(self) -> str:
         return self.config_class.METHOD
 
 

@@ -4,13 +4,11 @@ from enum import StrEnum
 
 
 class PeftType(StrEnum):
-    """Methods, by the name that stands in `adapter_config.json`; the last two are ours alone."""
+    """The methods that PEFT has too, by the name that stands in `adapter_config.json`."""
 
     LORA = "LORA"
     IA3 = "IA3"
     PROMPT_TUNING = "PROMPT_TUNING"
-    BOTTLENECK = "BOTTLENECK"
-    BITFIT = "BITFIT"
 
 
 class TaskType(StrEnum):

@@ -11,7 +11,6 @@ from transformers import AutoTokenizer
 from lorasmith.errors import AdapterError, AttachError
 from lorasmith.methods.config import AdapterConfig
 from lorasmith.methods.method import InputMethod, Prompt
-from lorasmith.methods.names import PeftType
 from lorasmith.methods.registry import methods
 
 
@@ -30,7 +29,7 @@ class PromptTuningConfig(AdapterConfig):
     Raises AttachError without virtual tokens, or for TEXT without a text and a tokenizer.
     """
 
-    METHOD: ClassVar[PeftType] = PeftType.PROMPT_TUNING
+    METHOD: ClassVar[str] = "PROMPT_TUNING"
 
     num_virtual_tokens: int | None = None
     token_dim: int | None = None

@@ -12,7 +12,7 @@ methods: Registry[Method[Any]] = Registry("method", "lorasmith.methods")
 
 def method_of(config: AdapterConfig) -> Method[Any]:
     """The method that config belongs to."""
-    return methods[config.METHOD.value.lower()]
+    return methods[config.METHOD.lower()]
 
 
 def config_from_fields(values: dict[str, Any]) -> AdapterConfig:

@@ -41,7 +41,7 @@ def method_config(section: dict[str, Any], task: str, base: str) -> AdapterConfi
 
 def section_of(config: AdapterConfig) -> dict[str, Any]:
     """The method section that describes a config object."""
-    name = config.METHOD.value.lower()
+    name = config.METHOD.lower()
     values = config.to_dict()
     return {"name": name, **{field: values[field] for field in _fields(name) if values[field] is not None}}
 

@@ -27,7 +27,7 @@ def layout_of(model: PreTrainedModel, recipe: Recipe) -> Layout:
     book = adapters_of(model)
     whole = [name for name in book.active if not method_of(book.configs[name]).packs]
     if whole:
-        kind = book.configs[whole[0]].METHOD.value
+        kind = book.configs[whole[0]].METHOD
         reason: str | None = f"{kind} needs every example in a row of its own"
     else:
         reason = enable_packing(model)
