@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from lorasmith import LoraConfig, attach, count_parameters
-from lorasmith.attach import merge_and_unload
+from lorasmith import LoraConfig, count_parameters
+from lorasmith.attach import attach, merge_and_unload
 
 
 class TwoLayers(nn.Module):

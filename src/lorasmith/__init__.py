@@ -1,6 +1,6 @@
 """lorasmith: parameter-efficient fine-tuning that tells the truth about what it did."""
 
-from lorasmith.attach import adapters_of, attach
+from lorasmith.attach import adapters_of, merge_and_unload, unload
 from lorasmith.compat.auto import (
     AutoPeftModel,
     AutoPeftModelForCausalLM,
@@ -72,16 +72,17 @@ __all__ = [
     "Scheme",
     "TaskType",
     "adapters_of",
-    "attach",
     "count_parameters",
     "get_peft_config",
     "get_peft_model",
     "get_peft_model_state_dict",
     "load",
+    "merge_and_unload",
     "prepare_model_for_int8_training",
     "prepare_model_for_kbit_training",
     "quantize_module",
     "save_quantized",
     "set_peft_model_state_dict",
     "train",
+    "unload",
 ]

@@ -35,7 +35,7 @@ class Adapted(nn.Module):
     def add(self, adapter: str, site: Site) -> None:
         """Place site here under the adapter's name."""
         self.sites[adapter] = site
-        for slot, child in site.named_children():
+        for slot, child in _slots(site):
             if slot not in self._modules:
                 self.add_module(slot, nn.ModuleDict())
             self.slot(slot)[adapter] = child
@@ -43,7 +43,7 @@ class Adapted(nn.Module):
     def remove(self, adapter: str) -> None:
         """Take the adapter's site away."""
         site = self.sites.pop(adapter)
-        for slot, _ in site.named_children():
+        for slot, _ in _slots(site):
             del self.slot(slot)[adapter]
             if not self.slot(slot):
                 del self._modules[slot]
@@ -156,5 +156,14 @@ class Adapted(nn.Module):
             return getattr(self.base_layer, name)
 
     def extra_repr(self) -> str:
-        active = ", ".join(self.active) or "none"
-        return f"active: {active}" + (f", merged: {', '.join(self.merged)}" if self.merged else "")
+        return "\n".join(f"{name}: {site.describe()}, {self._state(name)}" for name, site in self.sites.items())
+
+    def _state(self, name: str) -> str:
+        if name in self.merged:
+            return "merged"
+        return "active" if self.enabled and name in self.active else "idle"
+
+
+def _slots(site: Site) -> list[tuple[str, nn.Module]]:
+    # a dropout of nothing holds no tensor and has no mode
+    return [(name, child) for name, child in site.named_children() if not isinstance(child, nn.Identity)]

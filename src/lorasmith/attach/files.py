@@ -36,8 +36,10 @@ def adapter_state(
         state[PROMPT_KEY] = book.prompted.of(name).embeddings().detach()
     if name in book.base_tensors:
         state |= book.base_tensors[name].values()
-    if save_embeddings is True or (save_embeddings == "auto" and _embeddings_changed(book, name)):
-        state |= _embedding_tensors(book)
+    if save_embeddings is True or (save_embeddings == "auto" and _resized(book, name)):
+        state |= _embedding_tensors(_embedding_layers(book))
+    elif save_embeddings == "auto":
+        state |= _embedding_tensors(_adapted_embeddings(book, name))
     return state
 
 
@@ -159,9 +161,14 @@ def _embedding_layers(book: Adapters) -> dict[str, nn.Module]:
     return {path: found[path] for path in weights.values()}
 
 
-def _embedding_tensors(book: Adapters) -> dict[str, Tensor]:
+def _adapted_embeddings(book: Adapters, name: str) -> dict[str, nn.Module]:
+    layers = _embedding_layers(book)
+    return {path: layer for path, layer in layers.items() if isinstance(layer, Adapted) and name in layer.sites}
+
+
+def _embedding_tensors(layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     tensors = {}
-    for path, module in _embedding_layers(book).items():
+    for path, module in layers.items():
         adapted = isinstance(module, Adapted)
         base = module.base_layer if isinstance(module, Adapted) else module
         if layer_is_dense(base):
@@ -175,10 +182,8 @@ def layer_is_dense(module: nn.Module) -> bool:
     return weight is not None and weight.is_floating_point()
 
 
-def _embeddings_changed(book: Adapters, name: str) -> bool:
-    layers = _embedding_layers(book)
-    if any(isinstance(module, Adapted) and name in module.sites for module in layers.values()):
-        return True
+def _resized(book: Adapters, name: str) -> bool:
+    """Whether the vocabulary differs from that of the base's folder, as far as that is at hand."""
     base = book.configs[name].base_model_name_or_path
     config = Path(base) / "config.json" if base else None
     if config is None or not config.is_file():

@@ -242,6 +242,10 @@ class PeftModel(nn.Module):
         load_adapter_state(self.get_base_model(), state_dict, self.active_adapter)
         return LoadResult([], [])
 
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: the base's own method would upload the base. Save the adapter and upload its folder."""
+        raise AdapterError("push_to_hub is not built yet; use save_pretrained and upload the folder")
+
     # --- passing for PEFT's and transformers' own
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:

@@ -64,6 +64,9 @@ class BottleneckSite(Site):
         nn.init.zeros_(self.adapter_up.weight)
         nn.init.zeros_(self.adapter_up.bias)
 
+    def describe(self) -> str:
+        return f"bottleneck of {self.adapter_down.out_features}, scaling {self.scaling:g}"
+
     def after(self, x: Tensor, y: Tensor, weight: DenseWeight) -> Tensor:
         h = _linear(self.adapter_down, y)
         h = self.adapter_dropout(self.activation(h))

@@ -54,6 +54,9 @@ class IA3Site(Site):
         value = torch.ones(shape) if ones else torch.randn(shape)
         self.ia3_l = Vector(value.to(device=layer.device, dtype=dtype))
 
+    def describe(self) -> str:
+        return f"IA3 on the {'input' if self.scales_input else 'output'}"
+
     def _factor(self, like: Tensor) -> Tensor:
         # features stand last for linear layers, first behind the batch for convolutions
         factor = self.ia3_l.weight.to(like.dtype)

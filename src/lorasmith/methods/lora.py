@@ -129,6 +129,9 @@ class LoraSite(Site):
         self.scaling = config.scaling_of(layer.path)
         self.lora_dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
 
+    def describe(self) -> str:
+        return f"LoRA, rank {self.rank}, scaling {self.scaling:g}"
+
     def delta_bias(self, bias: Tensor | None) -> Tensor | None:
         b = self._modules.get("lora_B")
         extra = None if b is None else b._parameters["bias"]
@@ -239,6 +242,7 @@ class Lora(SiteMethod[LoraConfig]):
     """Low-rank adaptation of linear layers, embeddings and convolutions."""
 
     config_class = LoraConfig
+    recipe_targets = "all-linear"
 
     def site(self, config: LoraConfig, layer: LayerSpec, float32: bool) -> Site:
         dtype = adapter_dtype(layer, float32)

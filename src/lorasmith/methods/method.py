@@ -17,6 +17,8 @@ class Method(ABC, Generic[C]):
     """A method of adapting: its name, its config class, and what it builds."""
 
     config_class: type[C]
+    # target_modules of a recipe that names none; None leaves the choice to the model's family
+    recipe_targets: str | None = None
     # whether the examples of a batch may stand behind one another in one row
     packs: bool = True
 

@@ -23,6 +23,10 @@ class Site(nn.Module):
         super().__init__()
         self.layer = layer
 
+    def describe(self) -> str:
+        """The method and its sizes here, in a few words for print(model)."""
+        return type(self).__name__
+
     def before(self, x: Tensor) -> Tensor:
         """The input that the module gets instead of x."""
         return x

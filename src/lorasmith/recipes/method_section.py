@@ -15,7 +15,7 @@ TASK_TYPES = {"causal": "CAUSAL_LM", "classification": "SEQ_CLS"}
 
 
 def resolve_method(section: dict[str, Any]) -> dict[str, Any]:
-    """The method section with every default spelled out; methods on modules are placed on all linear layers.
+    """The method section with every default spelled out; a method without targets goes where recipes place it.
 
     Raises RecipeError for an unknown method, an unknown field (with the nearest one) or a value of the wrong kind.
     """
@@ -25,8 +25,9 @@ def resolve_method(section: dict[str, Any]) -> dict[str, Any]:
     for field in given:
         if field not in known:
             raise RecipeError(f"method.{field} is unknown to the method {name!r}.{nearest(field, known)}")
-    if "target_modules" in known and given.get("target_modules") is None:
-        given["target_modules"] = "all-linear"
+    placement = methods[name].recipe_targets
+    if placement is not None and given.get("target_modules") is None:
+        given["target_modules"] = placement
     values = _build(name, given).to_dict()
     stated = {field: values[field] for field in known if values[field] not in (None, {}, [])}
     return {"name": name, **stated}
