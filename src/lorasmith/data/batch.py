@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lorasmith.data.example import IGNORED, Example
+from lorasmith.models.packed_attention import segment_mask
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,17 @@ class Batch:
     position_ids: Tensor | None  # int64 [1, T], from 0 in every segment; None in a padded batch
     cu_seqlens: Tensor | None  # int32 [S + 1], where segments begin, and T; None in a padded batch
     supervised: int
+
+    def model_inputs(self) -> dict[str, Tensor]:
+        """What a transformers model's forward gets: token ids, and the segments of a packed batch or the mask."""
+        arguments = {"input_ids": self.input_ids}
+        if self.cu_seqlens is not None:
+            arguments["attention_mask"] = segment_mask(self.cu_seqlens)
+        elif self.attention_mask is not None:
+            arguments["attention_mask"] = self.attention_mask
+        if self.position_ids is not None:
+            arguments["position_ids"] = self.position_ids
+        return arguments
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on device."""

@@ -14,7 +14,6 @@ from lorasmith.data import Batch
 from lorasmith.errors import DataError
 from lorasmith.evaluation.estimate import FloatArray
 from lorasmith.evaluation.evaluating import evaluating
-from lorasmith.evaluation.inputs import model_inputs
 from lorasmith.evaluation.outcomes import Predicted
 from lorasmith.evaluation.scores import Scores, score
 from lorasmith.models.head import Head, next_token_targets, split_head
@@ -54,7 +53,7 @@ def _score_batch(model: nn.Module, head: Head | None, batch: Batch) -> tuple[Flo
 
 
 def _nll(head: Head, batch: Batch, scored_BT: Tensor, targets_N: Tensor) -> Tensor:
-    hidden_BTD = head.backbone(**model_inputs(batch), use_cache=False).last_hidden_state
+    hidden_BTD = head.backbone(**batch.model_inputs(), use_cache=False).last_hidden_state
     # soft prompts come first and have no labels
     hidden_ND = hidden_BTD[:, -scored_BT.shape[1] :][scored_BT]
     rows = max(1, _CHUNK_ELEMENTS // head.vocabulary)
@@ -66,7 +65,7 @@ def _nll(head: Head, batch: Batch, scored_BT: Tensor, targets_N: Tensor) -> Tens
 
 
 def _whole_nll(model: nn.Module, batch: Batch, scored_BT: Tensor, targets_N: Tensor) -> Tensor:
-    logits_BTV = model(**model_inputs(batch), use_cache=False).logits
+    logits_BTV = model(**batch.model_inputs(), use_cache=False).logits
     logits_NV = logits_BTV[:, -scored_BT.shape[1] :][scored_BT]
     return F.cross_entropy(logits_NV.float(), targets_N, reduction="none")
 

@@ -10,7 +10,6 @@ from lorasmith.data import Batch
 from lorasmith.errors import DataError
 from lorasmith.evaluation.estimate import FloatArray
 from lorasmith.evaluation.evaluating import evaluating
-from lorasmith.evaluation.inputs import model_inputs
 from lorasmith.evaluation.outcomes import Classified, IntArray
 from lorasmith.evaluation.scores import Scores, score
 
@@ -30,7 +29,7 @@ def evaluate_classifier(model: nn.Module, batches: Iterable[Batch]) -> Scores:
 
 
 def _score_batch(model: nn.Module, batch: Batch) -> tuple[IntArray, IntArray, FloatArray, int]:
-    logits_BC = model(**model_inputs(batch)).logits.float()
+    logits_BC = model(**batch.model_inputs()).logits.float()
     classes = logits_BC.shape[-1]
     if batch.labels.shape != logits_BC.shape[:1]:
         raise DataError(

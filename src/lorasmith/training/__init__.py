@@ -2,7 +2,7 @@
 
 from lorasmith.training.loggers import Logger, LoggerContext, loggers
 from lorasmith.training.loop import BatchStream, TrainingResult, run
-from lorasmith.training.loss import ClassificationLoss, Loss, SplitHeadLoss, WholeModelLoss, inputs, loss_for
+from lorasmith.training.loss import ClassificationLoss, Loss, SplitHeadLoss, WholeModelLoss, loss_for
 from lorasmith.training.run_folder import RunFolder
 from lorasmith.training.settings import TrainingSettings
 
@@ -17,7 +17,6 @@ __all__ = [
     "TrainingResult",
     "TrainingSettings",
     "WholeModelLoss",
-    "inputs",
     "loggers",
     "loss_for",
     "run",

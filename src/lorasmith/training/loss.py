@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from lorasmith.data.batch import Batch
 from lorasmith.errors import DataError
 from lorasmith.models.head import Head, next_token_targets, split_head
-from lorasmith.models.packed_attention import segment_mask
 from lorasmith.ops.cross_entropy import IGNORED
 
 logger = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ class SplitHeadLoss:
         self.head = head
 
     def __call__(self, batch: Batch) -> Tensor:
-        hidden_BTD = self.head.backbone(**inputs(batch), use_cache=False).last_hidden_state
+        hidden_BTD = self.head.backbone(**batch.model_inputs(), use_cache=False).last_hidden_state
         # soft prompts come first and have no labels
         hidden_BTD = hidden_BTD[:, -batch.labels.shape[1] :]
         nll, count = self.head.nll(hidden_BTD, next_token_targets(batch.labels, batch.cu_seqlens))
@@ -71,7 +70,7 @@ class WholeModelLoss:
         self.model = model
 
     def __call__(self, batch: Batch) -> Tensor:
-        logits_BTV = self.model(**inputs(batch), use_cache=False).logits[:, -batch.labels.shape[1] :]
+        logits_BTV = self.model(**batch.model_inputs(), use_cache=False).logits[:, -batch.labels.shape[1] :]
         targets = next_token_targets(batch.labels, batch.cu_seqlens)
         kept = targets != IGNORED
         _check_count(int(kept.sum()), batch)
@@ -85,25 +84,13 @@ class ClassificationLoss:
         self.model = model
 
     def __call__(self, batch: Batch) -> Tensor:
-        logits_BC = self.model(**inputs(batch)).logits
+        logits_BC = self.model(**batch.model_inputs()).logits
         if batch.labels.shape != logits_BC.shape[:1]:
             raise DataError(
                 f"{tuple(batch.labels.shape)} labels do not fit {tuple(logits_BC.shape)} logits; "
                 "classification needs one class id for each row"
             )
         return _nll(logits_BC, batch.labels)
-
-
-def inputs(batch: Batch) -> dict[str, Tensor]:
-    """What a transformers model's forward gets of a batch, padded or packed."""
-    arguments = {"input_ids": batch.input_ids}
-    if batch.cu_seqlens is not None:
-        arguments["attention_mask"] = segment_mask(batch.cu_seqlens)
-    elif batch.attention_mask is not None:
-        arguments["attention_mask"] = batch.attention_mask
-    if batch.position_ids is not None:
-        arguments["position_ids"] = batch.position_ids
-    return arguments
 
 
 def _nll(logits: Tensor, targets: Tensor) -> Tensor:
