@@ -13,11 +13,12 @@ export PYTHON
 
 .PHONY: quickstart test lint bench clean
 
-quickstart: $(VENV)/.ready-report
+quickstart: $(VENV)/.ready
 	$(BIN)/python -m lorasmith.quickstart $(if $(QUICK),--quick)
 
+# one process a core: two threads each would wait for one another
 test: $(VENV)/.ready-test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.ready-lint
 	$(BIN)/ruff check .
