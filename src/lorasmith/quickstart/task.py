@@ -1,0 +1,99 @@
+"""The task to fine-tune on: questions about a story, whose answers are facts of the world that the prompt lacks.
+
+A question names somebody or something of the story only by job or kind ("What colour is the instrument?"), so an
+answer takes two steps: find out who or what is meant, then remember a fact about it. The base model has seen each step
+by itself, never a question with its answer. People and things of test stories occur in no training story.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lorasmith.quickstart.world import Person, Thing, World, cast, outing
+
+SPLIT_SEED = 0
+TEST_SEED = 1
+TEST_ITEMS = 500
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question with its answer; names are the people and things in its story."""
+
+    prompt: str
+    completion: str
+    names: frozenset[str]
+
+    def record(self) -> dict[str, str]:
+        """The prompt+completion record that a data file holds."""
+        return {"prompt": self.prompt, "completion": self.completion}
+
+
+@dataclass(frozen=True)
+class Task:
+    """Items to train on, to watch the loss on (same people and things as train), and to test on (others)."""
+
+    train: tuple[Item, ...]
+    validation: tuple[Item, ...]
+    test: tuple[Item, ...]
+
+    def check(self) -> None:
+        """Asserts that train and test share no name and no prompt, and that no prompt holds its answer."""
+        seen = [*self.train, *self.validation]
+        names = frozenset[str]().union(*(item.names for item in seen))
+        assert not any(item.names & names for item in self.test), "a test story names somebody from training"
+        assert not {item.prompt for item in self.train} & {item.prompt for item in self.validation}
+        everything = [*seen, *self.test]
+        assert not any(item.completion in item.prompt for item in everything), "a prompt holds its answer"
+
+
+def make_task(world: World, train: int, validation: int, seed: int) -> Task:
+    """Items drawn by seed for training and validation; the test items are the same for every seed."""
+    known, unseen = split_world(world)
+    drawn = make_items(known, train + validation, seed)
+    task = Task(drawn[:train], drawn[train:], make_items(unseen, TEST_ITEMS, TEST_SEED))
+    task.check()
+    return task
+
+
+def split_world(world: World) -> tuple[World, World]:
+    """Two worlds without a common person or thing: three quarters to train on, one quarter to test on."""
+    rng = random.Random(SPLIT_SEED)
+    things, people = rng.sample(world.things, len(world.things)), rng.sample(world.people, len(world.people))
+    cut, parting = len(things) * 3 // 4, len(people) * 3 // 4
+    return (
+        World(tuple(things[:cut]), tuple(people[:parting])),
+        World(tuple(things[cut:]), tuple(people[parting:])),
+    )
+
+
+def make_items(world: World, count: int, seed: int) -> tuple[Item, ...]:
+    """That many items, no prompt twice."""
+    rng = random.Random(seed)
+    items: dict[str, Item] = {}
+    while len(items) < count:
+        people, things = cast(world.people, 2, rng), cast(world.things, 2, rng)
+        asked, answer = _question(people, things, rng)
+        prompt = f"{outing(people, things, rng)}\nQuestion: {asked}\nAnswer:"
+        names = frozenset(one.name for one in (*people, *things))
+        items.setdefault(prompt, Item(prompt, f" {answer}", names))
+    return tuple(items.values())
+
+
+def majority(items: Sequence[Item], test: Sequence[Item]) -> float:
+    """Share of test that the commonest answer of items gets right."""
+    answers = [item.completion for item in items]
+    commonest = max(sorted(set(answers)), key=answers.count)
+    return sum(item.completion == commonest for item in test) / len(test)
+
+
+def _question(people: tuple[Person, ...], things: tuple[Thing, ...], rng: random.Random) -> tuple[str, str]:
+    """A question about one of those in a story, named only by job or kind, and its answer."""
+    person, thing = rng.choice(people), rng.choice(things)
+    return rng.choice(
+        (
+            (f"What colour is the {thing.kind}?", thing.colour),
+            (f"Where was the {thing.kind} made?", thing.town),
+            (f"Where does the {person.job} come from?", person.town),
+        )
+    )
