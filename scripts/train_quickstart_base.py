@@ -1,6 +1,6 @@
 """Trains the base model that the quickstart embeds, and writes it to src/lorasmith/quickstart/base.
 
-    python scripts/train_quickstart_base.py [--steps 2400] [--threads 2]
+    python scripts/train_quickstart_base.py [--steps 2000] [--threads 2]
 
 A Llama of about a million parameters on the made-up world's corpus, which holds facts and stories but no answered
 question. Words that follow from the world or the story weigh ten times those that chance decided: unweighted, the model
@@ -67,7 +67,7 @@ def make_model(vocabulary: int) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=128,
-        intermediate_size=256,
+        intermediate_size=384,
         num_hidden_layers=5,
         num_attention_heads=4,
         num_key_value_heads=4,
@@ -181,7 +181,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
 def main() -> None:
     """Trains the base and writes it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=BASE)
     given = parser.parse_args()

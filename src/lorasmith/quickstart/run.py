@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from lorasmith.atomic import write_text
 from lorasmith.attach import load_adapter
 from lorasmith.models.load import load
@@ -99,11 +101,11 @@ def quickstart(options: Options, echo: Callable[[str], None] = print) -> Result:
     before = score(task.test, None, options.device)
     finished = fine_tune(make_recipe(options, data), echo)
     after = score(task.test, finished.adapter, options.device)
-    base = load(BASE, scheme=SCHEME, dtype="fp32", device=options.device, offline=True).model
+    base = load(BASE, scheme=SCHEME, dtype=torch.float32, device=options.device, offline=True).model
     return Result(
         before=before,
         after=after,
-        majority=majority(task.train, task.test),
+        majority=majority(task.test),
         items=len(task.test),
         dense_bytes=4 * count_parameters(base).total,
         quantized_bytes=stored_bytes(base),
@@ -115,7 +117,7 @@ def quickstart(options: Options, echo: Callable[[str], None] = print) -> Result:
 
 def score(items: Sequence[Item], adapter: Path | None, device: str) -> float:
     """Exact match of the quantized base on items, with the adapter in that folder or without any."""
-    loaded = load(BASE, scheme=SCHEME, dtype="fp32", device=device, offline=True)
+    loaded = load(BASE, scheme=SCHEME, dtype=torch.float32, device=device, offline=True)
     assert loaded.tokenizer is not None, "the embedded base has a tokenizer"
     if adapter is not None:
         load_adapter(loaded.model, adapter)

@@ -1,11 +1,13 @@
 """The task to fine-tune on: questions about a story, whose answers are facts of the world that the prompt lacks.
 
-A question names somebody or something of the story only by job or kind ("What colour is the instrument?"), so an
-answer takes two steps: find out who or what is meant, then remember a fact about it. The base model has seen each step
-by itself, never a question with its answer. People and things of test stories occur in no training story.
+A question names somebody or something of the story only by job or kind ("What colour is the instrument?"), so an answer
+takes two steps: find who or what is meant, then remember a fact about it. The base model has read every such fact, and
+stories that state it, but the only questions that it saw answered ask who or what is meant; to these it says a name.
+People and things of test stories occur in no training story, so what was learned must be the way, not the answers.
 """
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -80,11 +82,10 @@ def make_items(world: World, count: int, seed: int) -> tuple[Item, ...]:
     return tuple(items.values())
 
 
-def majority(items: Sequence[Item], test: Sequence[Item]) -> float:
-    """Share of test that the commonest answer of items gets right."""
-    answers = [item.completion for item in items]
-    commonest = max(sorted(set(answers)), key=answers.count)
-    return sum(item.completion == commonest for item in test) / len(test)
+def majority(items: Sequence[Item]) -> float:
+    """Share of items that the best constant answer gets right."""
+    counts = Counter(item.completion for item in items)
+    return counts.most_common(1)[0][1] / len(items)
 
 
 def _question(people: tuple[Person, ...], things: tuple[Thing, ...], rng: random.Random) -> tuple[str, str]:
