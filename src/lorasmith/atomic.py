@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lorasmith.errors import WriteError
+from lorasmith.errors import InputError, WriteError
 
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space or choose another folder",
@@ -59,13 +59,30 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def new_folder(path: str | Path) -> Path:
+    """The absolute path of a folder that is still to be filled: nothing stands there, or an empty folder.
+
+    Raises InputError for a file, a folder that holds anything, and the folder that the process works in.
+    """
+    path = Path(path).expanduser().resolve()
+    if Path.cwd().is_relative_to(path):
+        raise InputError(f"{path} is the folder that this runs in, or above it; name a new folder to write")
+    with _explained(path):
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path} is a file; name a new folder to write")
+        if path.is_dir() and any(path.iterdir()):
+            raise InputError(f"{path} holds files already, which are not overwritten; name a new folder to write")
+    return path
+
+
 @contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
+def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
     """A temporary folder beside path that takes its place when the block ends well, and vanishes otherwise.
 
-    An existing folder is replaced: it is moved aside first and removed last, so one of the two is whole at any time.
+    Only with replace may path hold anything: the old folder is moved aside first and removed last, so one of the two is
+    whole at any time. Otherwise raises InputError as new_folder does, before anything is written.
     """
-    path = Path(path)
+    path = Path(path).absolute() if replace else new_folder(path)
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
@@ -74,7 +91,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             for file in sorted(temporary.rglob("*")):
                 _sync(file)
             temporary.chmod(0o777 & ~_umask())
-            _swap_in(temporary, path)
+            (_swap_in if replace else os.replace)(temporary, path)
             _sync(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -194,6 +194,32 @@ def test_a_disk_that_is_full_for_the_other_writers(lorasmith, model, reads, monk
     assert not reads
 
 
+@pytest.fixture
+def adapter(model, reads, tmp_path):
+    """The folder of a fresh adapter on model."""
+    loaded = load(model)
+    attach(loaded.model, LoraConfig(r=2, target_modules=["q_proj"], base_model_name_or_path=str(model)))
+    save_adapter(loaded.model, tmp_path / "adapter")
+    reads.clear()
+    return tmp_path / "adapter"
+
+
+@pytest.mark.parametrize("place", ["itself", "above", "file", "here"])
+@pytest.mark.parametrize("command", ["merge", "quantize"])
+def test_nothing_that_stands_at_out_is_overwritten(
+    lorasmith, model, adapter, reads, monkeypatch, tmp_path, command, place
+):
+    subject = adapter if command == "merge" else model
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    out = {"itself": subject, "above": tmp_path, "file": tmp_path / "notes.txt", "here": "."}[place]
+    before = sorted(tmp_path.rglob("*"))
+    refused(lorasmith(command, subject, "--out", out), 2, str(Path(out).resolve()), "name a new folder")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not reads
+
+
 def test_nan_in_the_weights(train, model):
     weights = model / "model.safetensors"
     tensors = load_file(weights)

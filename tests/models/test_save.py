@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from lorasmith.errors import ModelError, WriteError
+from lorasmith.errors import InputError, ModelError, WriteError
 from lorasmith.models.load import load
 from lorasmith.models.quantizer import stored_state_dict
 from lorasmith.models.save import save_quantized
@@ -144,10 +144,18 @@ def test_a_dense_model_and_a_mixed_one_are_refused(saved, tmp_path):
     assert not (tmp_path / "q").exists()
 
 
-def test_a_failed_write_leaves_the_old_folder_and_no_rest(saved, tmp_path, monkeypatch):
+def test_a_folder_that_holds_files_is_not_overwritten(saved, tmp_path):
     model = load(saved("llama"), scheme=Scheme()).model
-    save_quantized(model, None, tmp_path / "out" / "q")
-    before = (tmp_path / "out" / "q" / "config.json").read_bytes()
+    (tmp_path / "q").mkdir()
+    save_quantized(model, None, tmp_path / "q")
+    before = {path: path.read_bytes() for path in (tmp_path / "q").iterdir()}
+    with pytest.raises(InputError, match="q holds files already.*name a new folder"):
+        save_quantized(model, None, tmp_path / "q")
+    assert {path: path.read_bytes() for path in (tmp_path / "q").iterdir()} == before
+
+
+def test_a_failed_write_leaves_no_rest(saved, tmp_path, monkeypatch):
+    model = load(saved("llama"), scheme=Scheme()).model
 
     def full(*arguments, **keywords):
         raise OSError(28, "No space left on device")
@@ -155,5 +163,4 @@ def test_a_failed_write_leaves_the_old_folder_and_no_rest(saved, tmp_path, monke
     monkeypatch.setattr(model, "save_pretrained", full)
     with pytest.raises(WriteError, match="q could not be written: the disk is full"):
         save_quantized(model, None, tmp_path / "out" / "q")
-    assert (tmp_path / "out" / "q" / "config.json").read_bytes() == before
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["q"]
+    assert not list((tmp_path / "out").iterdir())

@@ -7,7 +7,7 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lorasmith.atomic import atomic_folder
+from lorasmith.atomic import atomic_folder, new_folder
 from lorasmith.errors import ModelError, WriteError
 from lorasmith.models.placement import linears
 from lorasmith.models.quantization_config import QuantizationConfig
@@ -30,9 +30,10 @@ def save_quantized(
     Where the format is bitsandbytes' the folder says `quant_method: bitsandbytes` and loads in stock transformers
     with bitsandbytes; otherwise `quant_method: lorasmith`. Either loads back bit-equal here.
 
-    Raises ModelError where nothing is quantized or layers are stored in several schemes, WriteError where the disk
-    refuses.
+    Raises InputError for an out_dir that holds anything, ModelError where nothing is quantized or layers are stored in
+    several schemes, WriteError where the disk refuses.
     """
+    out_dir = new_folder(out_dir)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
     schemes = {layer.scheme for layer in layers.values()}
     if len(schemes) != 1:

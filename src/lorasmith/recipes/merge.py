@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from lorasmith.atomic import atomic_folder
+from lorasmith.atomic import atomic_folder, new_folder
 from lorasmith.attach import WEIGHTS_FILE, adapters_of, load_adapter, merge_and_unload
 from lorasmith.doctor.place.folder import require_writable
 from lorasmith.errors import AdapterError
@@ -21,8 +21,10 @@ def merge_adapter(path: str, out: Path, *, base: str | None, dtype: str, device:
     """Writes to out the dense model of type dtype with the adapter at path merged in; yields lines on what was done.
 
     The sum is made on the weights as the base stores them: in 16 or 32 bits, unless the base itself is quantized.
-    Raises AdapterError for a path without an adapter, WriteError where out cannot be written: before a weight is read.
+    Raises AdapterError for a path without an adapter, InputError for an out that holds anything, WriteError where it
+    cannot be written: before a weight is read.
     """
+    out = new_folder(out)
     subject = find_subject(path, base=base)
     if not subject.adapters:
         raise AdapterError(f"{path} is no adapter and no run; name the folder of one, and the base with --model")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from lorasmith.atomic import new_folder
 from lorasmith.doctor.place.folder import require_writable
 from lorasmith.errors import ModelError
 from lorasmith.models.checkpoint import quantization_of
@@ -18,8 +19,10 @@ def quantize_checkpoint(
     """Writes base to out with its linear layers stored as storage says; yields lines on what was done.
 
     Raises ModelError for a base that is quantized already, FormatError for weights that the format cannot hold,
-    WriteError where out cannot be written; all but the second before a weight is read.
+    InputError for an out that holds anything, WriteError where it cannot be written; all but the second before a weight
+    is read.
     """
+    out = new_folder(out)
     storage.scheme()
     checkpoint = open_base(base)
     if quantization_of(checkpoint.config) is not None:

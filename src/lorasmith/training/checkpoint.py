@@ -68,7 +68,8 @@ def save(
         "loader": dict(loader_state),
         "random": random_state.captured_numbers(),
     }
-    with atomic_folder(path) as temporary:
+    # a damaged checkpoint of this step may lie there
+    with atomic_folder(path, replace=True) as temporary:
         save_file(_copied(parameters), temporary / _TRAINABLE)
         save_file(_copied(optimizer.state_tensors()), temporary / _OPTIMIZER)
         save_file(_copied(random_state.captured_tensors()), temporary / _RANDOM)
