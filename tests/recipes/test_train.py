@@ -49,6 +49,28 @@ def test_records_in_memory_train_like_the_file_that_holds_them(llama, stories, t
     assert results[0].training.loss == results[1].training.loss
 
 
+def test_a_run_is_resumed_with_the_same_arguments_only(llama, stories, tmp_path):
+    same = {"output": tmp_path / "run", "echo": quiet, "method": {"name": "lora", "r": 2}} | SMALL
+    loaded = load(llama)
+    train(loaded.model, loaded.tokenizer, stories, **same)
+    stated = (tmp_path / "run" / "recipe.yaml").read_bytes()
+    for changes, named in [
+        ({"learning_rate": 0.5}, r"training.learning_rate=0.01 \(now 0.5\)"),
+        ({"max_length": 16}, r"data.max_length=32 \(now 16\)"),
+        ({"method": {"name": "lora", "r": 3}}, r"method.r=2 \(now 3\)"),
+        ({"seed": 1}, "seed=0"),
+    ]:
+        loaded = load(llama)
+        with pytest.raises(RecipeError, match=named):
+            train(loaded.model, loaded.tokenizer, stories, resume=True, **(same | changes))
+        assert not adapters_of(loaded.model).configs
+        assert (tmp_path / "run" / "recipe.yaml").read_bytes() == stated
+    assert train(loaded.model, loaded.tokenizer, stories, resume=True, **same).training.steps == 2
+    # the model has its adapter now, with the targets spelled out
+    train(loaded.model, loaded.tokenizer, stories, resume=True, **(same | {"method": None}))
+    assert (tmp_path / "run" / "recipe.yaml").read_bytes() == stated
+
+
 def test_an_unknown_argument_names_the_nearest(llama, stories, tmp_path):
     loaded = load(llama)
     with pytest.raises(RecipeError, match=r"'learnin_rate'.*'learning_rate'"):

@@ -64,8 +64,10 @@ def make_loggers(folder: RunFolder, recipe: Recipe) -> list[Logger]:
     return [loggers[name](context) for name in ["progress", *recipe.loggers]]
 
 
-def begin(folder: RunFolder, recipe: Recipe, plan: MemoryPlan | None) -> None:
-    """Writes down what was decided and predicted, before the work."""
+def begin(folder: RunFolder, recipe: Recipe, plan: MemoryPlan | None, *, resume: bool = False) -> None:
+    """Writes down what was decided and predicted, before the work; with resume what stands there stays."""
+    if resume and folder.recipe.is_file():
+        return
     write_recipe(recipe, folder.recipe)
     if plan is not None:
         write_text(folder.plan, plan.to_json())

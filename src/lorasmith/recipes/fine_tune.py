@@ -13,6 +13,7 @@ from lorasmith.recipes.method_section import method_config
 from lorasmith.recipes.prepare import Prepared, prepare, storage_of
 from lorasmith.recipes.reading import read_recipe
 from lorasmith.recipes.recipe import Recipe
+from lorasmith.recipes.resuming import refuse_other_recipe
 from lorasmith.recipes.tokenizers import fit_embeddings_
 from lorasmith.training import Logger, RunFolder
 
@@ -30,7 +31,9 @@ def fine_tune(recipe: Recipe, echo: Echo = print, *, resume: bool = False) -> Fi
     for line in [*prepared.dataset.lines, *map(str, prepared.findings)]:
         echo(line)
     logging = make_loggers(folder, prepared.recipe)
-    begin(folder, prepared.recipe, prepared.plan)
+    if resume:
+        refuse_other_recipe(folder, prepared.recipe)
+    begin(folder, prepared.recipe, prepared.plan, resume=resume)
     finished = carry_out(_work(prepared, folder, logging, echo), echo, resume=resume)
     echo(f"adapter: {folder.adapter}")
     echo(f"report: {folder.report}")

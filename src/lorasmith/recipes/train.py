@@ -19,6 +19,7 @@ from lorasmith.recipes.method_section import method_config, section_of
 from lorasmith.recipes.prepare import checked, context_of, with_labels, with_length
 from lorasmith.recipes.reading import build_recipe
 from lorasmith.recipes.recipe import Recipe
+from lorasmith.recipes.resuming import refuse_other_recipe
 from lorasmith.recipes.sections import DataSection, EvaluationSection, Section, TrainingSection
 from lorasmith.training import RunFolder
 from lorasmith.training.loss import base_model
@@ -69,12 +70,14 @@ def train(
     recipe = with_length(recipe, context_of(base))
     dataset = build_dataset(recipe.data, recipe.task, tokenizer, recipe.seed, held)
     recipe = with_labels(recipe, dataset)
+    if resume:
+        refuse_other_recipe(folder, recipe)
     _ensure_adapter(base, recipe)
     plan, more = checked(recipe, base, tokenizer, dataset)
     for line in [*dataset.lines, *map(str, findings + more)]:
         echo(line)
     logging = make_loggers(folder, recipe)
-    begin(folder, recipe, plan)
+    begin(folder, recipe, plan, resume=resume)
     adapter = adapters_of(base).active[0]
     return carry_out(Work(recipe, base, tokenizer, dataset, folder, logging, adapter), echo, resume=resume)
 
