@@ -80,28 +80,30 @@ class Adapted(nn.Module):
         weight = dense_weight(self.base_layer, torch.float32)
         old = self.base_layer._parameters.get("bias")
         bias = None if old is None else old.detach().float()
-        for name in adapters:
-            if name not in self.sites:
-                continue
-            site = self.sites[name]
+        sites = [self.sites[name] for name in adapters if name in self.sites]
+        # what changes the input changes it for the base alone, whatever stands before it in the list
+        for site in sorted(sites, key=lambda site: type(site).before is Site.before):
             extra = site.delta_bias(bias)
             weight = weight + site.delta(weight)
             if extra is not None:
                 bias = extra if bias is None else bias + extra.to(bias.dtype)
         return weight, bias
 
-    def merge_(self, adapters: list[str]) -> None:
-        """Add these adapters to the dense base weight, one rounding in all; `unmerge_` restores the bits.
+    def adds_bias(self, adapters: list[str]) -> bool:
+        """Whether merging these adapters needs a bias that the base has not."""
+        sites = [self.sites[name] for name in adapters if name in self.sites]
+        return self.bias is None and any(site.delta_bias(None) is not None for site in sites)
 
-        Raises AttachError over a quantized base, whose rounding would erase a small adapter.
-        """
-        if isinstance(self.base_layer, QuantizedWeight):
-            raise AttachError("the base is quantized: merging in place would erase small adapters; merge and unload")
+    def merge_(self, adapters: list[str]) -> None:
+        """Add these adapters to the dense base weight, one rounding in all; `unmerge_` restores the bits."""
         if self.merged:
             raise AttachError(f"adapters {self.merged} are merged already; unmerge first")
         base = self.base_layer
-        self._unmerged = (base.weight.detach().clone(), None if base.bias is None else base.bias.detach().clone())
-        self._store(*self.deltas(adapters))
+        weight, bias = self.deltas(adapters)
+        self._unmerged = (base.weight.detach().clone(), None if self.bias is None else self.bias.detach().clone())
+        base.weight.data.copy_(weight.T if isinstance(base, Conv1D) else weight)
+        if bias is not None:
+            base.bias.data.copy_(bias)
         self.merged = list(adapters)
 
     def unmerge_(self) -> None:
@@ -113,15 +115,6 @@ class Adapted(nn.Module):
         if bias is not None:
             self.base_layer.bias.data.copy_(bias)
         self._unmerged, self.merged = None, []
-
-    def _store(self, weight: Tensor, bias: Tensor | None) -> None:
-        base = self.base_layer
-        value = weight.T if isinstance(base, Conv1D) else weight
-        base.weight.data.copy_(value)
-        if bias is not None and base.bias is None:
-            raise AttachError("the adapter has a bias and the base has none; merge and unload instead")
-        if bias is not None:
-            base.bias.data.copy_(bias)
 
     @torch.no_grad()
     def merged_layer(self, adapters: list[str], dtype: torch.dtype | None) -> nn.Module:

@@ -26,7 +26,7 @@ class Adapters:
         self.model = model
         self.configs: dict[str, AdapterConfig] = {}
         self.active: list[str] = []
-        self.base_tensors: dict[str, BaseTensors] = {}
+        self.base_tensors = BaseTensors()
         self.prompted: Prompted | None = None
         self.enabled = True
 
@@ -52,7 +52,7 @@ class Adapters:
     def activate(self, names: str | list[str], trainable: bool | None = None) -> None:
         """Let these adapters act, and no others; their tensors train unless their config says inference_mode.
 
-        trainable overrules the configs.
+        trainable overrules and changes the configs. What was merged in place is unmerged where it is another set.
         """
         chosen = [names] if isinstance(names, str) else list(names)
         for name in chosen:
@@ -60,6 +60,7 @@ class Adapters:
         prompts = [name for name in chosen if self.configs[name].is_prompt_learning]
         if len(prompts) > 1 or (prompts and len(chosen) > 1):
             raise AttachError(f"{', '.join(chosen)}: a soft prompt acts alone; activate one adapter")
+        self.unmerge(unless=chosen)
         self.active = chosen
         for _, adapted in self.adapted():
             adapted.active = chosen
@@ -67,30 +68,20 @@ class Adapters:
             saved.active = next((name for name in reversed(chosen) if name in saved.modules_to_save), None)
         if self.prompted is not None:
             self.prompted.active = prompts[0] if prompts else None
-        self._place_base_tensors()
-        self._set_trainable(trainable)
+        if trainable is not None:
+            for name in chosen:
+                self.configs[name].inference_mode = not trainable
+        self.enable(self.enabled)
+        self._set_trainable()
 
-    def _place_base_tensors(self) -> None:
-        # originals first, so that two adapters over one tensor do not mix
-        acting = self.active if self.enabled else []
-        for name, tensors in self.base_tensors.items():
-            if name not in acting:
-                tensors.put(tuned=False)
-        for name in acting:
-            if name in self.base_tensors:
-                self.base_tensors[name].put(tuned=True)
-
-    def _set_trainable(self, trainable: bool | None) -> None:
-        for name, config in self.configs.items():
-            wanted = not config.inference_mode if trainable is None else trainable
+    def _set_trainable(self) -> None:
+        for name in self.configs:
             for parameter in self.parameters(name):
-                parameter.requires_grad_(wanted and name in self.active)
-        # a base tensor can be shared by an active and an idle adapter
+                parameter.requires_grad_(False)
+        # last, since a tensor of the base can be shared by an active and an idle adapter
         for name in self.active:
-            wanted = not self.configs[name].inference_mode if trainable is None else trainable
-            if name in self.base_tensors:
-                for parameter in self.base_tensors[name].parameters.values():
-                    parameter.requires_grad_(wanted)
+            for parameter in self.parameters(name):
+                parameter.requires_grad_(not self.configs[name].inference_mode)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -103,7 +94,9 @@ class Adapters:
             self.enable(before)
 
     def enable(self, enabled: bool) -> None:
-        """Switch all adapters on or off."""
+        """Switch all adapters on or off; off means the bare base, so what was merged in place is unmerged."""
+        if not enabled:
+            self.unmerge()
         self.enabled = enabled
         for _, adapted in self.adapted():
             adapted.enabled = enabled
@@ -111,29 +104,41 @@ class Adapters:
             saved.enabled = enabled
         if self.prompted is not None:
             self.prompted.enabled = enabled
-        self._place_base_tensors()
+        self.base_tensors.place(self.active if enabled else [])
+
+    def unmerge(self, unless: list[str] | None = None) -> None:
+        """Undo merges in place, bit for bit; those of exactly the adapters unless stay."""
+        for _, adapted in self.adapted():
+            if adapted.merged != unless:
+                adapted.unmerge_()
 
     def remove(self, name: str) -> None:
-        """Take one adapter off; wrappers that serve no adapter go too. The base tensors get their values back."""
+        """Take one adapter off; wrappers that serve no adapter go too. The base tensors get their values back.
+
+        If it alone was active, the first of the others becomes active.
+        """
         self.check(name)
-        self.activate([other for other in self.active if other != name])
+        self.unmerge()
+        rest = [other for other in self.active if other != name]
+        self.activate(rest or [other for other in self.configs if other != name][:1])
         for path, adapted in list(self.adapted()):
             if name in adapted.sites:
                 adapted.remove(name)
             if not adapted.sites:
-                self.model.set_submodule(path, adapted.base_layer) if path else None
+                self.model.set_submodule(path, adapted.base_layer)
         for path, saved in list(self.saved_modules()):
             if name in saved.modules_to_save:
                 saved.remove(name)
             if not saved.modules_to_save:
                 self.model.set_submodule(path, saved.original_module)
-        self.base_tensors.pop(name, None)
         if self.prompted is not None and name in self.prompted.encoder:
             del self.prompted.encoder[name]
             if not self.prompted.encoder:
                 self.prompted.detach()
                 self.prompted = None
+        self.base_tensors.remove(name)
         del self.configs[name]
+        self.base_tensors.place(self.active if self.enabled else [])
 
     def parameters(self, name: str) -> list[nn.Parameter]:
         """The tensors that belong to one adapter, each once."""
@@ -145,8 +150,7 @@ class Adapters:
                 found |= {id(p): p for p in saved.modules_to_save[name].parameters()}
         if self.prompted is not None and name in self.prompted.encoder:
             found |= {id(p): p for p in self.prompted.encoder[name].parameters()}
-        if name in self.base_tensors:
-            found |= {id(p): p for p in self.base_tensors[name].parameters.values()}
+        found |= {id(p): p for p in self.base_tensors.parameters(name)}
         return list(found.values())
 
     def tensors(self, name: str) -> dict[str, Tensor]:

@@ -1,37 +1,64 @@
-"""Tensors of the base model that an adapter trains in place: biases beside LoRA, and selective methods."""
+"""Tensors of the base model that adapters train in place: biases beside LoRA, and selective methods."""
 
 import torch
 from torch import Tensor, nn
 
 
 class BaseTensors:
-    """Some parameters of the base with two values each, the original and the adapter's; one of them is in place.
+    """The base's trained tensors, with their originals and each adapter's own values.
 
-    names are file keys without prefix; the parameters are held by identity.
+    A tensor holds its original, or the value of the last acting adapter that trains it. Parameters are keys by
+    identity, so that a tied one has one value under all its names, and copies of a model keep theirs.
     """
 
-    def __init__(self, parameters: dict[str, nn.Parameter]) -> None:
-        self.parameters = parameters
-        self._aside: dict[str, Tensor] = {name: p.detach().clone() for name, p in parameters.items()}
-        self.tuned = False
+    def __init__(self) -> None:
+        # file key -> parameter, by adapter; a tied parameter has several keys
+        self.keys: dict[str, dict[str, nn.Parameter]] = {}
+        self.originals: dict[nn.Parameter, Tensor] = {}
+        self.tuned: dict[str, dict[nn.Parameter, Tensor]] = {}
+        self.owner: dict[nn.Parameter, str] = {}
 
-    @torch.no_grad()
-    def put(self, tuned: bool) -> None:
-        """Put the adapter's values in place, or the originals; the other ones wait aside."""
-        if tuned == self.tuned:
+    def add(self, adapter: str, parameters: dict[str, nn.Parameter]) -> None:
+        """Let adapter train parameters, given by file key, from the originals on."""
+        self.place([])
+        self.keys[adapter] = parameters
+        for parameter in parameters.values():
+            self.originals.setdefault(parameter, parameter.detach().clone())
+        self.tuned[adapter] = {parameter: self.originals[parameter].clone() for parameter in parameters.values()}
+
+    def remove(self, adapter: str) -> None:
+        """Forget the adapter's values; the originals are back in place."""
+        self.place([])
+        if self.keys.pop(adapter, None) is None:
             return
-        for name, parameter in self.parameters.items():
-            waiting = self._aside[name].to(parameter.device, parameter.dtype)
-            self._aside[name] = parameter.detach().clone()
-            parameter.copy_(waiting)
-        self.tuned = tuned
-
-    def values(self) -> dict[str, Tensor]:
-        """The adapter's values by name, wherever they are now."""
-        return {name: p.detach() if self.tuned else self._aside[name] for name, p in self.parameters.items()}
+        del self.tuned[adapter]
+        kept = {parameter for values in self.tuned.values() for parameter in values}
+        self.originals = {parameter: value for parameter, value in self.originals.items() if parameter in kept}
 
     @torch.no_grad()
-    def load(self, name: str, value: Tensor) -> None:
+    def place(self, acting: list[str]) -> None:
+        """Put the values of the acting adapters in place, in this order, over the originals."""
+        for parameter, adapter in self.owner.items():
+            self.tuned[adapter][parameter] = parameter.detach().clone()
+            parameter.copy_(self.originals[parameter])
+        self.owner = {}
+        for adapter in acting:
+            for parameter, value in self.tuned.get(adapter, {}).items():
+                parameter.copy_(value)
+                self.owner[parameter] = adapter
+
+    def parameters(self, adapter: str) -> list[nn.Parameter]:
+        """The parameters that adapter trains, each once."""
+        return list(self.tuned.get(adapter, {}))
+
+    def values(self, adapter: str) -> dict[str, Tensor]:
+        """The adapter's values by file key, wherever they are now."""
+        return {key: self._value(adapter, parameter) for key, parameter in self.keys.get(adapter, {}).items()}
+
+    @torch.no_grad()
+    def load(self, adapter: str, key: str, value: Tensor) -> None:
         """Take over the adapter's value of one tensor."""
-        target = self.parameters[name].data if self.tuned else self._aside[name]
-        target.copy_(value)
+        self._value(adapter, self.keys[adapter][key]).copy_(value)
+
+    def _value(self, adapter: str, parameter: nn.Parameter) -> Tensor:
+        return parameter.detach() if self.owner.get(parameter) == adapter else self.tuned[adapter][parameter]

@@ -15,9 +15,10 @@ from lorasmith.atomic import atomic_path
 from lorasmith.attach.adapted import Adapted
 from lorasmith.attach.adapters import KEY_PREFIX, PROMPT_KEY, Adapters, adapters_of
 from lorasmith.attach.placing import attach
+from lorasmith.attach.saved_module import SavedModule
 from lorasmith.attach.selection import base_modules
-from lorasmith.errors import AdapterError
-from lorasmith.methods import config_from_fields, dense_weight, read_config_fields
+from lorasmith.errors import AdapterError, LorasmithError
+from lorasmith.methods import AdapterConfig, config_from_fields, dense_weight, named, read_config_fields
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 SaveEmbeddings = bool | Literal["auto"]
@@ -34,12 +35,12 @@ def adapter_state(
     state = {key: value.detach() for key, value in book.tensors(name).items()}
     if book.prompted is not None and name in book.prompted.encoder:
         state[PROMPT_KEY] = book.prompted.of(name).embeddings().detach()
-    if name in book.base_tensors:
-        state |= book.base_tensors[name].values()
+    state |= book.base_tensors.values(name)
     if save_embeddings is True or (save_embeddings == "auto" and _resized(book, name)):
-        state |= _embedding_tensors(_embedding_layers(book))
+        # the adapter's own tensors win over the originals of the same name
+        state = _embedding_tensors(_embedding_layers(book)) | state
     elif save_embeddings == "auto":
-        state |= _embedding_tensors(_adapted_embeddings(book, name))
+        state = _embedding_tensors(_adapted_embeddings(book, name)) | state
     return state
 
 
@@ -52,7 +53,7 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor], name: str 
     book.check(name)
     state = dict(state)
     places = book.tensors(name)
-    base = book.base_tensors[name].values() if name in book.base_tensors else {}
+    base = book.base_tensors.values(name)
     embeddings = _take_embeddings(book, state, set(places) | set(base))
     prompt = book.prompted.of(name) if book.prompted is not None and name in book.prompted.encoder else None
     wanted = places | base | ({PROMPT_KEY: prompt.embeddings()} if prompt is not None else {})
@@ -63,7 +64,7 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor], name: str 
             if key in places:
                 places[key].copy_(value)
             elif key in base:
-                book.base_tensors[name].load(key, value)
+                book.base_tensors.load(name, key, value)
             elif key == PROMPT_KEY and prompt is not None:
                 prompt.load_embeddings(value)
 
@@ -91,18 +92,37 @@ def load_adapter(
 ) -> Adapters:
     """Attach the adapter that lies in folder and load its tensors; it trains only if trainable.
 
-    Raises AdapterError for a folder without an adapter, damaged or pickled weights, and tensors that do not fit.
+    An adapter of this name is replaced. Raises AdapterError for a folder without an adapter, damaged or pickled
+    weights, and tensors that do not fit; then the model is as it was.
     """
     config = config_from_fields(read_config_fields(folder))
     config.inference_mode = not trainable
     state = read_adapter_tensors(folder)
+    book = adapters_of(model)
+    replaced = (book.configs[name], adapter_state(model, name, False)) if name in book.configs else None
+    before = list(book.active)
+    if replaced is not None:
+        book.remove(name)
+    try:
+        return _attach_loaded(model, config, state, name, float32)
+    except LorasmithError as error:
+        if name in book.configs:
+            book.remove(name)
+        if replaced is not None:
+            _attach_loaded(model, *replaced, name, float32)
+        book.activate(before)
+        if isinstance(error, AdapterError):
+            raise AdapterError(f"{Path(folder) / WEIGHTS_FILE}: {error}") from None
+        raise
+
+
+def _attach_loaded(
+    model: nn.Module, config: AdapterConfig, state: Mapping[str, Tensor], name: str, float32: bool
+) -> Adapters:
+    _refuse_foreign_embeddings(model, config, state)
     _resize_embeddings(model, state)
     book = attach(model, config, name, float32)
-    try:
-        load_adapter_state(model, state, name)
-    except AdapterError as error:
-        book.remove(name)
-        raise AdapterError(f"{Path(folder) / WEIGHTS_FILE}: {error}") from None
+    load_adapter_state(model, state, name)
     return book
 
 
@@ -156,8 +176,7 @@ def _embedding_layers(book: Adapters) -> dict[str, nn.Module]:
     found = {path: module for path, module in base_modules(model) if any(module is layer for layer in wanted)}
     weights: dict[int, str] = {}
     for path, module in found.items():
-        base = module.base_layer if isinstance(module, Adapted) else module
-        weights.setdefault(id(base._parameters.get("weight")), path)
+        weights.setdefault(id(_bare(module)._parameters.get("weight")), path)
     return {path: found[path] for path in weights.values()}
 
 
@@ -170,7 +189,7 @@ def _embedding_tensors(layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     tensors = {}
     for path, module in layers.items():
         adapted = isinstance(module, Adapted)
-        base = module.base_layer if isinstance(module, Adapted) else module
+        base = _bare(module)
         if layer_is_dense(base):
             tensors[f"{KEY_PREFIX}{path}.{'base_layer.' if adapted else ''}weight"] = dense_weight(base)
     return tensors
@@ -211,21 +230,47 @@ def _take_embeddings(book: Adapters, state: dict[str, Tensor], own: set[str]) ->
     return {key: state.pop(key) for key in _embedding_keys(book.model) if key in state and key not in own}
 
 
+def _bare(module: nn.Module) -> nn.Module:
+    """The base's own module inside the wrappers."""
+    if isinstance(module, Adapted):
+        return module.base_layer
+    return _bare(module.original_module) if isinstance(module, SavedModule) else module
+
+
+def _refuse_foreign_embeddings(model: nn.Module, config: AdapterConfig, state: Mapping[str, Tensor]) -> None:
+    """Raise AdapterError where the file's own embeddings would change what other adapters stand on."""
+    if not adapters_of(model).configs:
+        return
+    for key, module in _embedding_keys(model).items():
+        layer = _bare(module)
+        if key not in state or not layer_is_dense(layer):
+            continue
+        weight = layer.get_parameter("weight")
+        path = key.removeprefix(KEY_PREFIX).removesuffix(".weight")
+        # a module that the adapter trains whole is a copy of its own, and only has to have as many rows
+        own = any(named(path, name) for name in config.modules_to_save or [])
+        if state[key].shape != weight.shape or not (own or _same(state[key], weight)):
+            raise AdapterError(f"{key} differs from the model's, on which other adapters stand; load it alone")
+
+
+def _same(ours: Tensor, theirs: Tensor) -> bool:
+    return torch.equal(ours.to(theirs), theirs)
+
+
 def _resize_embeddings(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Give the model as many rows as the embedding that was saved beside the adapter has."""
     rows = {state[key].shape[0] for key in _embedding_keys(model) if key in state}
     if not rows:
         return
     assert isinstance(model, PreTrainedModel)
-    if rows != {dense_weight(model.get_input_embeddings()).shape[0]}:
+    if rows != {dense_weight(_bare(model.get_input_embeddings())).shape[0]}:
         model.resize_token_embeddings(max(rows), mean_resizing=False)
 
 
 def _restore_embeddings(book: Adapters, embeddings: Mapping[str, Tensor]) -> None:
     modules = _embedding_keys(book.model)
     for key, value in embeddings.items():
-        module = modules[key]
-        base = module.base_layer if isinstance(module, Adapted) else module
+        base = _bare(modules[key])
         if not layer_is_dense(base):
             continue
         weight = base.get_parameter("weight")

@@ -17,41 +17,48 @@ log = logging.getLogger(__name__)
 def merge_in_place(model: nn.Module, names: list[str] | None = None) -> None:
     """Add adapters (default: the active ones) to the weights of a dense base; `unmerge` restores every bit.
 
-    Raises AttachError over a quantized base and for a weight that another module shares.
+    The merged adapters are the active ones afterwards. Raises AttachError, before anything is changed, over a quantized
+    base, for a weight that another module shares, and for an adapter that no change of the weights can express.
     """
     book = adapters_of(model)
     chosen = _mergeable(book, names)
     uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
-    for path, adapted in book.adapted():
+    touched = [(path, adapted) for path, adapted in book.adapted() if any(name in adapted.sites for name in chosen)]
+    for path, adapted in touched:
+        if isinstance(adapted.base_layer, QuantizedWeight):
+            raise AttachError(f"{path} is quantized: merging in place would erase small adapters; merge and unload")
         if uses[id(adapted.base_layer._parameters.get("weight"))] > 1:
             raise AttachError(f"{path} shares its weight with another module; merge and unload, which unties them")
-    for _, adapted in book.adapted():
-        if any(name in adapted.sites for name in chosen):
-            adapted.merge_(chosen)
+        if adapted.adds_bias(chosen):
+            raise AttachError(f"{path}: the adapter has a bias and the base has none; merge and unload instead")
+    book.enable(True)
+    book.activate(chosen)
+    for _, adapted in touched:
+        adapted.merge_(chosen)
 
 
 def unmerge(model: nn.Module) -> None:
     """Undo merge_in_place, bit for bit."""
-    for _, adapted in adapters_of(model).adapted():
-        adapted.unmerge_()
+    adapters_of(model).unmerge()
 
 
 def merge_and_unload(model: nn.Module, names: list[str] | None = None, dtype: torch.dtype | None = None) -> nn.Module:
     """The dense model with adapters (default: the active ones) merged, nothing of them left.
 
     Each weight is summed in f32 and rounded once to dtype (default: the type it was loaded in). Quantized layers
-    become dense. A merged weight that was tied to another is untied, and the config says so.
+    become dense. A merged weight that was tied to another is untied, and the config says so. Raises AttachError, before
+    anything is changed, for an adapter that no change of the weights can express.
     """
     book = adapters_of(model)
     chosen = _mergeable(book, names)
+    book.unmerge()
+    book.enable(True)
+    book.activate(chosen)
     _untie(model, book)
     for path, adapted in list(book.adapted()):
         model.set_submodule(path, adapted.merged_layer(chosen, dtype))
     for path, saved in list(book.saved_modules()):
-        acting = next((name for name in reversed(chosen) if name in saved.modules_to_save), None)
-        model.set_submodule(path, saved.modules_to_save[acting] if acting else saved.original_module)
-    for name, tensors in book.base_tensors.items():
-        tensors.put(tuned=name in chosen)
+        model.set_submodule(path, saved.acting)
     make_dense(model, dtype)
     del model.__dict__["adapters_book"]
     return model.requires_grad_(False)
@@ -92,6 +99,10 @@ def _mergeable(book: Adapters, names: list[str] | None) -> list[str]:
         book.check(name)
         if book.configs[name].is_prompt_learning:
             raise AttachError(f"adapter {name!r} is a soft prompt and cannot be merged into weights; keep the adapter")
+        for path, site in book.sites(name):
+            reason = site.refuses_merge()
+            if reason is not None:
+                raise AttachError(f"{path}: {reason} and cannot be merged into a weight; keep the adapter")
     return chosen
 
 

@@ -7,7 +7,6 @@ from torch import nn
 
 from lorasmith.attach.adapted import Adapted
 from lorasmith.attach.adapters import KEY_PREFIX, Adapters, adapters_of
-from lorasmith.attach.base_tensors import BaseTensors
 from lorasmith.attach.prompted import Prompted
 from lorasmith.attach.saved_module import SavedModule
 from lorasmith.attach.selection import base_modules, model_type, select
@@ -40,6 +39,8 @@ def attach(model: nn.Module, config: AdapterConfig, adapter_name: str = "default
     adopt_bitsandbytes_(model)
     config = copy.deepcopy(config)
     method = method_of(config)
+    # a new adapter starts from the base, not from what another one made of it
+    book.base_tensors.place([])
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not book.configs:
         _refuse_meta_mixture(model)
@@ -56,8 +57,10 @@ def attach(model: nn.Module, config: AdapterConfig, adapter_name: str = "default
         elif isinstance(method, SelectiveMethod):
             _place_selection(book, config, method, adapter_name)
     except Exception:
+        before = book.active
         book.configs[adapter_name] = config
         book.remove(adapter_name)
+        book.activate(before)
         for parameter in trained:
             parameter.requires_grad_(True)
         raise
@@ -124,7 +127,7 @@ def _place_biases(book: Adapters, which: str, paths: list[str], name: str) -> No
             # an adapted module's own tensors lie one step deeper, also in PEFT's files
             deeper = "base_layer." if isinstance(module, Adapted) else ""
             chosen[f"{KEY_PREFIX}{path}.{deeper}bias"] = bias
-    book.base_tensors[name] = BaseTensors(chosen)
+    book.base_tensors.add(name, chosen)
 
 
 def _place_prompt(book: Adapters, config: AdapterConfig, method: InputMethod, name: str) -> None:
@@ -153,7 +156,7 @@ def _place_selection(book: Adapters, config: AdapterConfig, method: SelectiveMet
             f"{config.METHOD} selects no tensor of {type(book.model).__name__} (a model without biases has "
             "none to train); choose another method, such as LoRA"
         )
-    book.base_tensors[name] = BaseTensors(chosen)
+    book.base_tensors.add(name, chosen)
 
 
 def _complete_modules_to_save(model: nn.Module, config: AdapterConfig) -> None:

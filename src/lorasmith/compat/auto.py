@@ -29,7 +29,13 @@ class _AutoPeftModel:
 
         Raises AdapterError where the config names no base model.
         """
-        folder = adapter_folder(model_id, revision=options.pop("revision", None), token=options.get("token"))
+        folder = adapter_folder(
+            model_id,
+            revision=options.pop("revision", None),
+            token=options.get("token"),
+            local_files_only=options.get("local_files_only", False),
+            subfolder=options.pop("subfolder", None),
+        )
         config = config_from_fields(read_config_fields(folder))
         base = config.base_model_name_or_path
         if not base:

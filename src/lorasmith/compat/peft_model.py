@@ -26,7 +26,7 @@ from lorasmith.attach import (
 from lorasmith.compat.adapted_base import AdaptedBase
 from lorasmith.compat.adapter_folder import adapter_folder
 from lorasmith.compat.base_signature import BaseSignature, forward
-from lorasmith.errors import AdapterError
+from lorasmith.errors import AdapterError, AttachError
 from lorasmith.methods import AdapterConfig, config_from_fields, read_config_fields
 from lorasmith.quantized import count_parameters
 
@@ -66,6 +66,7 @@ class PeftModel(nn.Module):
         **unused: Any,
     ) -> None:
         super().__init__()
+        model = bare_model(model)
         self.base_model = AdaptedBase(model)
         attach(model, _with_base_name(peft_config, model), adapter_name, autocast_adapter_dtype)
 
@@ -103,6 +104,8 @@ class PeftModel(nn.Module):
     @property
     def active_adapter(self) -> str:
         """Name of the adapter that acts (the first, of several)."""
+        if not self.adapters.active:
+            raise AttachError("no adapter is active; choose one with set_adapter")
         return self.adapters.active[0]
 
     @property
@@ -207,6 +210,7 @@ class PeftModel(nn.Module):
     ) -> "PeftModel":
         """model with the adapter from a folder or hub name attached; it trains only if is_trainable."""
         folder = adapter_folder(model_id, **hub)
+        model = bare_model(model)
         chosen = config or config_from_fields(read_config_fields(folder))
         load_adapter(model, folder, adapter_name, is_trainable, autocast_adapter_dtype)
         wrapper = cls.for_task(chosen).around(model)
@@ -224,8 +228,6 @@ class PeftModel(nn.Module):
         """Load one more adapter; the active ones stay active. Loading over an existing one replaces its tensors."""
         folder = adapter_folder(model_id, **hub)
         before = self.active_adapters
-        if adapter_name in self.peft_config:
-            self.adapters.remove(adapter_name)
         load_adapter(self.get_base_model(), folder, adapter_name, is_trainable, autocast_adapter_dtype)
         self.adapters.activate(before or adapter_name)
 
@@ -269,6 +271,11 @@ class PeftModel(nn.Module):
             if name == "base_model":
                 raise
             return getattr(self.base_model.model, name)
+
+
+def bare_model(model: nn.Module) -> nn.Module:
+    """The model inside a PeftModel, or model itself: wrappers are not nested, adapters share one book."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def _real_peft() -> ModuleType | None:

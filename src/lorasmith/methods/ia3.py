@@ -57,6 +57,9 @@ class IA3Site(Site):
     def describe(self) -> str:
         return f"IA3 on the {'input' if self.scales_input else 'output'}"
 
+    def refuses_merge(self) -> str | None:
+        return None
+
     def _factor(self, like: Tensor) -> Tensor:
         # features stand last for linear layers, first behind the batch for convolutions
         factor = self.ia3_l.weight.to(like.dtype)

@@ -1,6 +1,6 @@
 """What a method may know of the module that it is placed on: kind and sizes, never how the weight is stored."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -22,6 +22,7 @@ class ConvGeometry:
     padding: tuple[int, ...] | str
     dilation: tuple[int, ...]
     groups: int
+    padding_mode: str
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,9 @@ class LayerSpec:
     has_bias: bool
     dtype: torch.dtype
     device: torch.device
-    conv: ConvGeometry | None = field(default=None)
+    conv: ConvGeometry | None = None
+    # what an embedding multiplies its rows by
+    output_scale: float = 1.0
 
 
 def layer_spec(module: nn.Module, path: str = "") -> LayerSpec | None:
@@ -52,9 +55,11 @@ def layer_spec(module: nn.Module, path: str = "") -> LayerSpec | None:
     if isinstance(module, Conv1D):
         return LayerSpec(path, "linear", module.nx, module.nf, has_bias, dtype, device)
     if isinstance(module, nn.Embedding | QuantizedEmbedding):
-        return LayerSpec(path, "embedding", module.num_embeddings, module.embedding_dim, False, dtype, device)
+        sizes = (module.num_embeddings, module.embedding_dim)
+        return LayerSpec(path, "embedding", *sizes, False, dtype, device, output_scale=_output_scale(module, path))
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | QuantizedConv):
-        geometry = ConvGeometry(module.kernel_size, module.stride, module.padding, module.dilation, module.groups)
+        moves = (module.kernel_size, module.stride, module.padding, module.dilation)
+        geometry = ConvGeometry(*moves, module.groups, module.padding_mode)
         return LayerSpec(path, "conv", module.in_channels, module.out_channels, has_bias, dtype, device, geometry)
     return None
 
@@ -71,6 +76,16 @@ def dense_weight(module: nn.Module, dtype: torch.dtype | None = None) -> Tensor:
         raise AttachError(f"a {type(module).__name__} has no weight matrix; choose a linear, embedding or convolution")
     value = weight.detach() if dtype is None else weight.detach().to(dtype)
     return value.T if isinstance(module, Conv1D) else value
+
+
+def _output_scale(module: nn.Embedding | QuantizedEmbedding, path: str) -> float:
+    if type(module).forward in (nn.Embedding.forward, QuantizedEmbedding.forward):
+        return 1.0
+    # Gemma's scaled word embedding and its relatives
+    scale = getattr(module, "embed_scale", None)
+    if scale is None:
+        raise AttachError(f"{path}: a {type(module).__name__} is no plain embedding; exclude this module")
+    return float(scale)
 
 
 def _dtype(module: nn.Module) -> torch.dtype:

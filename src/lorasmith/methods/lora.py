@@ -5,7 +5,6 @@ rank-stabilised scaling, arXiv 2312.03732.
 """
 
 import math
-import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -16,6 +15,7 @@ from torch.nn import functional
 from lorasmith.errors import AttachError
 from lorasmith.methods.config import LayeredConfig
 from lorasmith.methods.layer import LayerSpec
+from lorasmith.methods.matching import compiled
 from lorasmith.methods.method import SiteMethod
 from lorasmith.methods.registry import methods
 from lorasmith.methods.site import DenseWeight, Site, Vector, adapter_dtype
@@ -115,7 +115,7 @@ class LoraConfig(LayeredConfig):
 def _patterned(patterns: dict[str, Any], path: str, default: Any) -> Any:
     # the first pattern that is the whole path or a dotted end of it, as PEFT matches
     for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", path):
+        if compiled(rf"(.*\.)?({pattern})$", "rank_pattern or alpha_pattern").match(path):
             return value
     return default
 
@@ -131,6 +131,10 @@ class LoraSite(Site):
 
     def describe(self) -> str:
         return f"LoRA, rank {self.rank}, scaling {self.scaling:g}"
+
+    def refuses_merge(self) -> str | None:
+        grouped = self.layer.conv is not None and self.layer.conv.groups > 1
+        return "LoRA on a convolution with groups is no sum of kernels" if grouped else None
 
     def delta_bias(self, bias: Tensor | None) -> Tensor | None:
         b = self._modules.get("lora_B")
@@ -173,7 +177,7 @@ class LoraEmbedding(LoraSite):
             nn.init.normal_(self.lora_embedding_A.weight)
 
     def after(self, x: Tensor, y: Tensor, weight: DenseWeight) -> Tensor:
-        h = functional.embedding(x, self.lora_embedding_A.weight.T) * self.scaling
+        h = functional.embedding(x, self.lora_embedding_A.weight.T) * (self.scaling * self.layer.output_scale)
         return y + (h @ self.lora_embedding_B.weight.T).to(y.dtype)
 
     def delta(self, weight: Tensor) -> Tensor:
@@ -206,6 +210,7 @@ class LoraConv(LoraSite):
             geometry.padding,
             geometry.dilation,
             bias=False,
+            padding_mode=geometry.padding_mode,
             **options,
         )
         self.lora_B = kind(self.rank, layer.out_features, 1, groups=geometry.groups, bias=config.lora_bias, **options)
@@ -216,11 +221,6 @@ class LoraConv(LoraSite):
         return y + (self.lora_B(h) * self.scaling).to(y.dtype)
 
     def delta(self, weight: Tensor) -> Tensor:
-        assert self.layer.conv is not None
-        if self.layer.conv.groups > 1:
-            raise AttachError(
-                f"{self.layer.path}: LoRA on a convolution with groups cannot be merged; keep the adapter"
-            )
         b_OR = self.lora_B.weight.detach().float().flatten(1)
         a_RK = self.lora_A.weight.detach().float().flatten(1)
         return (self.scaling * (b_OR @ a_RK)).reshape(weight.shape).to(weight.dtype)

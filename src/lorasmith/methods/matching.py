@@ -3,14 +3,24 @@
 import re
 from collections.abc import Iterable
 
+from lorasmith.errors import AttachError
+
 
 def matches(path: str, wanted: str | Iterable[str] | None) -> bool:
     """Whether path is meant: a string must match the whole path as an expression, a list by equality or dotted end."""
     if not wanted:
         return False
     if isinstance(wanted, str):
-        return re.fullmatch(wanted, path) is not None
+        return compiled(wanted, "target_modules or exclude_modules").fullmatch(path) is not None
     return any(named(path, name) for name in wanted)
+
+
+def compiled(expression: str, field: str) -> re.Pattern[str]:
+    """The compiled expression; AttachError, naming the config's field, where it is none."""
+    try:
+        return re.compile(expression)
+    except re.error as error:
+        raise AttachError(f"{field}: {expression!r} is no regular expression ({error})") from None
 
 
 def named(path: str, name: str) -> bool:
@@ -24,7 +34,7 @@ def layer_number(path: str, lists: list[str]) -> int | None:
         found = re.match(r".*?\.[^.]*\.(\d+)\.", path)
         return int(found[1]) if found else None
     for name in lists:
-        found = re.match(rf"(?:^|.*?\.){name}\.(\d+)\.", path)
+        found = compiled(rf"(?:^|.*?\.){name}\.(\d+)\.", "layers_pattern").match(path)
         if found:
             return int(found[1])
     return None

@@ -10,7 +10,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lorasmith.errors import AttachError
 from lorasmith.methods.layer import LayerSpec
 
 DenseWeight = Callable[[], Tensor]
@@ -35,12 +34,16 @@ class Site(nn.Module):
         """The output instead of y; x is the module's own input, before any change."""
         return y
 
+    def refuses_merge(self) -> str | None:
+        """Why no change of the weight can have the site's effect; None where delta gives one."""
+        return f"{self.describe()} is no change of a weight"
+
     def delta(self, weight: Tensor) -> Tensor:
         """The change of weight [out, in, ...] that has the site's whole effect, in the type of weight.
 
-        Raises AttachError where no change of the weight can have it.
+        Raises NotImplementedError where refuses_merge says why.
         """
-        raise AttachError(f"{self.layer.path}: {type(self).__name__} cannot be merged into a weight; keep the adapter")
+        raise NotImplementedError(self.refuses_merge())
 
     def delta_bias(self, bias: Tensor | None) -> Tensor | None:
         """The change of the bias [out] that merging asks for, None for none."""

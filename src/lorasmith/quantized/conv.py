@@ -45,6 +45,8 @@ class QuantizedConv(QuantizedWeight):
         """x [batch, in_channels, *size] -> [batch, out_channels, *size]."""
         dtype = self.working_dtype(x)
         bias = None if self.bias is None else self.bias.to(dtype)
+        if x.dim() == len(self.kernel_size) + 1:
+            return self(x[None])[0]
         return _FrozenConv.apply(x.to(dtype), bias, self).to(x.dtype)
 
     def extra_repr(self) -> str:
