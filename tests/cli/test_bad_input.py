@@ -136,6 +136,18 @@ def test_target_modules_that_match_nothing(train, model, reads):
     assert not reads
 
 
+@pytest.mark.parametrize("option", ["method.target_modules=q_proj(", "quantization.skip=[q_proj(]"])
+def test_an_expression_that_does_not_compile(train, model, reads, option):
+    field, _ = option.split("=")
+    refused(train(model, "--set", option), 2, field, "'q_proj('", "no regular expression")
+    assert not reads
+
+
+def test_an_expression_for_quantize_that_does_not_compile(lorasmith, model, reads, tmp_path):
+    refused(lorasmith("quantize", model, "--out", tmp_path / "q", "--skip", "head("), 2, "skip", "'head('")
+    assert not reads
+
+
 def test_an_adapter_of_another_shape(lorasmith, model, tmp_path):
     loaded = load(model)
     attach(loaded.model, LoraConfig(r=4, target_modules=["q_proj"], base_model_name_or_path=str(model)))

@@ -8,9 +8,15 @@ from pydantic import TypeAdapter, ValidationError
 from lorasmith.errors import InputError, RecipeError, nearest
 from lorasmith.methods.config import AdapterConfig
 from lorasmith.methods.registry import methods
+from lorasmith.recipes.expressions import require_expressions
 
 # what a run fills in itself
 _FILLED_IN = {"task_type", "peft_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode"}
+# a bare string of these is an expression, and so is every name or key inside those that end in _pattern
+_EXPRESSIONS = (
+    *("target_modules", "exclude_modules", "feedforward_modules"),
+    *("layers_pattern", "rank_pattern", "alpha_pattern"),
+)
 TASK_TYPES = {"causal": "CAUSAL_LM", "classification": "SEQ_CLS"}
 
 
@@ -29,6 +35,7 @@ def resolve_method(section: dict[str, Any]) -> dict[str, Any]:
     if placement is not None and given.get("target_modules") is None:
         given["target_modules"] = placement
     values = _build(name, given).to_dict()
+    _require_expressions(values)
     stated = {field: values[field] for field in known if values[field] not in (None, {}, [])}
     return {"name": name, **stated}
 
@@ -61,6 +68,15 @@ def _build(name: str, values: dict[str, Any]) -> AdapterConfig:
         if type(value) is int and type(getattr(config, field)) is float:
             setattr(config, field, value)
     return config
+
+
+def _require_expressions(values: dict[str, Any]) -> None:
+    for field in _EXPRESSIONS:
+        value = values.get(field) or ()
+        if isinstance(value, str):
+            require_expressions(f"method.{field}", [value])
+        elif field.endswith("_pattern"):
+            require_expressions(f"method.{field}", value)
 
 
 def _fields(name: str) -> list[str]:

@@ -114,5 +114,7 @@ def _section_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def _description(location: tuple[int | str, ...]) -> str:
-    field = _section_at(location[:-1]).model_fields[str(location[-1])]
+    # numbers count inside a list, and the innermost name says what the list is
+    names = [name for name in location if isinstance(name, str)]
+    field = _section_at(tuple(names[:-1])).model_fields[names[-1]]
     return field.description or "required"

@@ -4,9 +4,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from lorasmith.errors import RecipeError
+from lorasmith.errors import RecipeError, nearest
 from lorasmith.evaluation import metrics
 from lorasmith.quantized import Scheme
+from lorasmith.recipes.expressions import require_expressions
 from lorasmith.training.optimizers.table import optimizers
 from lorasmith.training.settings import Precision, Schedule, TrainingSettings
 
@@ -59,7 +60,11 @@ class QuantizationSection(Section):
     )
 
     def scheme(self) -> Scheme:
-        """The storage scheme that these fields name; raises FormatError where there is none."""
+        """The storage scheme that these fields name; raises FormatError where there is none.
+
+        Raises RecipeError for a name in skip that is no expression.
+        """
+        require_expressions("quantization.skip", self.skip or ())
         return Scheme(self.format, self.blocksize, self.double_quant)
 
 
@@ -170,5 +175,12 @@ class TrainingSection(Section):
 
     def settings(self, seed: int) -> TrainingSettings:
         """The settings of the loop; raises RecipeError, naming the field, for a value out of range."""
-        metric = metrics[self.best_metric.removeprefix("eval_")]
+        name = self.best_metric.removeprefix("eval_")
+        if name not in metrics:
+            known = [f"eval_{metric}" for metric in metrics.names()]
+            raise RecipeError(
+                f"training.best_metric={self.best_metric!r} is not one of: {', '.join(known)}."
+                f"{nearest(self.best_metric, known)}"
+            )
+        metric = metrics[name]
         return TrainingSettings(**self.model_dump(), higher_is_better=metric.higher_is_better, seed=seed)
