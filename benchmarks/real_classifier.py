@@ -5,10 +5,11 @@
 `minilm-l6-v2` (22.7 million parameters) learns film reviews, positive or negative: 5,000 to train on, 1,500 to test on,
 256 tokens each, the same number of epochs and the same batches for both. Accuracy and macro F1 with 95 % intervals, a
 line a seed; then the mean over the seeds. Needs the shared folder (LORASMITH_SHARED). Writes
-results/real_classifier.json.
+results/real_classifier.json, run by run, and goes on from there.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -70,23 +71,27 @@ def score(name: str, seed: int, epochs: float) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--fresh", action="store_true", help="measure again what the results file holds already")
     parser.add_argument("--epochs", type=float, default=1.0)
     chosen = parser.parse_args()
     if not SHARED.is_dir():
         parser.exit(2, f"error: {SHARED} does not exist; set LORASMITH_SHARED to the folder of models and texts\n")
     rows: list[dict[str, Any]] = []
-    for seed in range(chosen.seeds):
-        for name in CONTESTANTS:
-            scores = score(name, seed, chosen.epochs)
-            rows.append({"contestant": name, "seed": seed, "epochs": chosen.epochs, **scores})
-            accuracy, f1 = scores["accuracy"], scores["f1"]
-            print(
-                f"seed {seed}, {name}: accuracy {accuracy['value']:.3f} ({accuracy['low']:.3f} to "
-                f"{accuracy['high']:.3f}), F1 {f1['value']:.3f} ({f1['low']:.3f} to {f1['high']:.3f})",
-                flush=True,
-            )
-            versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-            write_text(RESULTS, json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")
+    if RESULTS.is_file() and not chosen.fresh:
+        rows = json.loads(RESULTS.read_text())["rows"]
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    for seed, name in itertools.product(range(chosen.seeds), CONTESTANTS):
+        who = {"contestant": name, "seed": seed, "epochs": chosen.epochs}
+        if any(who.items() <= row.items() for row in rows):
+            continue
+        rows.append({**who, **score(name, seed, chosen.epochs)})
+        write_text(RESULTS, json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")
+    for row in rows:
+        accuracy, f1 = row["accuracy"], row["f1"]
+        print(
+            f"seed {row['seed']}, {row['contestant']}: accuracy {accuracy['value']:.3f} ({accuracy['low']:.3f} to "
+            f"{accuracy['high']:.3f}), F1 {f1['value']:.3f} ({f1['low']:.3f} to {f1['high']:.3f})"
+        )
     for name in CONTESTANTS:
         values = [row["accuracy"]["value"] for row in rows if row["contestant"] == name]
         print(f"{name}: mean accuracy {statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")

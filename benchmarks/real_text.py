@@ -6,10 +6,12 @@ Each model learns Grimm's fairy tales: the first nine tenths of the characters t
 to 128 windows of 128 tokens without overlap). 200 steps of 16 random windows of 128, rank 8, alpha 16, all linear
 layers, 10 steps of warm-up and then linear to zero, clipped at 1. Ours runs through lorasmith.training on the 32-bit
 base and on NF4 with double quantization; PEFT's LoRA on the 32-bit base, in a plain PyTorch loop. Needs the shared
-folder of models and texts (LORASMITH_SHARED). Writes results/real_text.json.
+folder of models and texts (LORASMITH_SHARED). Writes results/real_text.json, run by run, and goes
+on from there.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -154,19 +156,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=list(LEARNING_RATES), choices=list(LEARNING_RATES))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--fresh", action="store_true", help="measure again what the results file holds already")
     chosen = parser.parse_args()
     if not SHARED.is_dir():
         parser.exit(2, f"error: {SHARED} does not exist; set LORASMITH_SHARED to the folder of models and texts\n")
-    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text())["rows"] if RESULTS.is_file() else []
+    rows: list[dict[str, Any]] = []
+    if RESULTS.is_file() and not chosen.fresh:
+        rows = json.loads(RESULTS.read_text())["rows"]
+    versions = {"torch": torch.__version__, "peft": peft.__version__, "lorasmith": lorasmith.__version__}
     for model in chosen.models:
-        rows = [row for row in rows if row["model"] != model]
-        for seed in range(chosen.seeds):
-            for name, contest in CONTESTANTS.items():
-                before, after = contest(model, seed)
-                values = {"before": round(before, 4), "after": round(after, 4)}
-                rows.append({"model": model, "contestant": name, "seed": seed, **values})
-        versions = {"torch": torch.__version__, "peft": peft.__version__, "lorasmith": lorasmith.__version__}
-        write_text(RESULTS, json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")
+        for seed, name in itertools.product(range(chosen.seeds), CONTESTANTS):
+            who = {"model": model, "contestant": name, "seed": seed}
+            if any(who.items() <= row.items() for row in rows):
+                continue
+            before, after = CONTESTANTS[name](model, seed)
+            rows.append({**who, "before": round(before, 4), "after": round(after, 4)})
+            write_text(RESULTS, json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")
         print(summary(rows, model), flush=True)
 
 
