@@ -1,6 +1,6 @@
 """The quickstart over several seeds, beside what must not solve its task.
 
-    python benchmarks/quickstart_seeds.py [--seeds 3] [--steps 400]
+    python benchmarks/quickstart_seeds.py [--seeds 3] [--steps 200]
 
 Exact match on the 500 test questions, about people and things that no training story names: the best constant answer,
 the base in NF4 as it is, the base with nothing but its head trained (same items, same number of steps, the best of
@@ -71,12 +71,7 @@ def head_only(task: Task, settings: TrainingSettings) -> float:
 def statement(item: Item) -> str:
     """The item's question as a statement of the base's corpus that stops before the answer."""
     story, asked = item.prompt.split("\nQuestion: ")
-    words = asked.split("?")[0].split()
-    if words[1] == "colour":
-        return f"{story} The colour of the {words[-1]} is"
-    if words[1] == "was":
-        return f"{story} The {words[3]} was made in"
-    return f"{story} The {words[3]} comes from"
+    return f"{story} {asked.split()[2]} comes from"
 
 
 def known(task: Task) -> float:

@@ -6,7 +6,7 @@ import pytest
 
 from lorasmith.quickstart.corpus import documents, plain
 from lorasmith.quickstart.task import TEST_ITEMS, majority, make_task, split_world
-from lorasmith.quickstart.world import COLOURS, TOWNS, make_world
+from lorasmith.quickstart.world import TOWNS, make_world
 
 TRAIN, VALIDATION = 1000, 50
 
@@ -47,12 +47,12 @@ def test_no_prompt_comes_twice(task):
     assert len(set(prompts)) == len(prompts)
 
 
-def test_the_answers_are_colours_and_towns(task):
-    assert {item.completion.strip() for item in task.test} <= {*COLOURS, *TOWNS}
+def test_the_answers_are_towns(task):
+    assert {item.completion.strip() for item in task.test} <= {*TOWNS}
 
 
-def test_no_constant_answer_gets_a_fifth_right(task):
-    assert majority(task.test) < 0.2
+def test_no_constant_answer_gets_a_third_right(task):
+    assert majority(task.test) < 0.34
 
 
 def test_the_test_items_are_the_same_for_every_seed(task):
@@ -72,7 +72,7 @@ def test_the_parts_of_the_split_world_make_up_the_whole():
 
 def test_the_corpus_never_asks_what_the_task_asks(task):
     asked = {item.prompt.split("Question: ")[1].split()[0:2][1] for item in task.test}
-    assert asked == {"colour", "was", "does"}
+    assert asked == {"does"}
     for document in itertools.islice(documents(make_world(), 3), 2000):
         for question in plain(document).split("Question: ")[1:]:
             assert question.split()[1] == "is", question

@@ -29,7 +29,7 @@ class Options:
     """What a caller may choose: the seed of data and adapter, optimizer steps, and the folder of the run."""
 
     seed: int = 0
-    steps: int = 400
+    steps: int = 200
     output: Path = Path("runs/quickstart")
     device: str = "auto"
 
@@ -60,7 +60,7 @@ def make_recipe(options: Options, data: Path) -> Recipe:
         {
             "model": {"path": str(BASE), "dtype": "fp32", "offline": True},
             "quantization": {"format": SCHEME.format, "blocksize": SCHEME.blocksize, "double_quant": True},
-            "method": {"name": "lora", "r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
+            "method": {"name": "lora", "r": 8, "lora_alpha": 16, "lora_dropout": 0.1},
             "data": {
                 "train": str(data / "train.jsonl"),
                 "validation": str(data / "validation.jsonl"),

@@ -1,9 +1,9 @@
-"""The task to fine-tune on: questions about a story, whose answers are facts of the world that the prompt lacks.
+"""The task to fine-tune on: where somebody in a story comes from, which the story does not say.
 
-A question names somebody or something of the story only by job or kind ("What colour is the instrument?"), so an answer
-takes two steps: find who or what is meant, then remember a fact about it. The base model has read every such fact, and
-stories that state it, but the only questions that it saw answered ask who or what is meant; to these it says a name.
-People and things of test stories occur in no training story, so what was learned must be the way, not the answers.
+The base model has read where everybody was born, as statements; it has never seen this question answered, and says a
+name instead of a town. Answering takes two steps: find who is asked about among those in the story, and remember a fact
+about them. People and things of test stories occur in no training story, so what is learned must be the way, not the
+answers: a new head alone, over what the frozen base computes, can learn little of it.
 """
 
 import random
@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lorasmith.quickstart.world import Person, Thing, World, cast, outing
+from lorasmith.quickstart.world import Person, World, cast, outing
 
 SPLIT_SEED = 0
 TEST_SEED = 1
@@ -75,7 +75,7 @@ def make_items(world: World, count: int, seed: int) -> tuple[Item, ...]:
     items: dict[str, Item] = {}
     while len(items) < count:
         people, things = cast(world.people, 2, rng), cast(world.things, 2, rng)
-        asked, answer = _question(people, things, rng)
+        asked, answer = _question(people, rng)
         prompt = f"{outing(people, things, rng)}\nQuestion: {asked}\nAnswer:"
         names = frozenset(one.name for one in (*people, *things))
         items.setdefault(prompt, Item(prompt, f" {answer}", names))
@@ -88,13 +88,7 @@ def majority(items: Sequence[Item]) -> float:
     return counts.most_common(1)[0][1] / len(items)
 
 
-def _question(people: tuple[Person, ...], things: tuple[Thing, ...], rng: random.Random) -> tuple[str, str]:
-    """A question about one of those in a story, named only by job or kind, and its answer."""
-    person, thing = rng.choice(people), rng.choice(things)
-    return rng.choice(
-        (
-            (f"What colour is the {thing.kind}?", thing.colour),
-            (f"Where was the {thing.kind} made?", thing.town),
-            (f"Where does the {person.job} come from?", person.town),
-        )
-    )
+def _question(people: tuple[Person, ...], rng: random.Random) -> tuple[str, str]:
+    """A question about one of the people in a story, and its answer."""
+    person = rng.choice(people)
+    return f"Where does {person.name} come from?", person.town
