@@ -2,10 +2,10 @@
 
     python scripts/train_quickstart_base.py [--steps 2000] [--threads 2]
 
-A Llama of about a million parameters on the made-up world's corpus, which holds facts and stories and never asks what
-question. Words that follow from the world or the story weigh ten times those that chance decided: unweighted, the model
-spent its first two million tokens on the latter. Matrices of the layers train with Muon, the rest with AdamW. The same
-seed and number of threads on the same machine give the same weights.
+A Llama of 1.3 million parameters on the made-up world's corpus, which holds facts and stories, and of answered
+questions only who or what is meant. Words that follow from the world or the story weigh ten times those that chance
+decided: unweighted, the model spent its first two million tokens on the latter. Matrices of the layers train with Muon,
+the rest with AdamW. The same seed and number of threads on the same machine give the same weights.
 """
 
 import argparse

@@ -50,6 +50,7 @@ def _inside(file: Path, folder: Path) -> bool:
 
 
 def main() -> None:
+    """Rewrite the map in README.md."""
     readme = REPOSITORY / "README.md"
     text = readme.read_text(encoding="utf-8")
     block = re.compile(r"(```text\n)src/lorasmith/.*?(```)", re.DOTALL)

@@ -76,6 +76,6 @@ def train(folder: Path, resume: str | None) -> list[float]:
 whole = train(out / "whole", None)
 checkpoint = out / "whole" / "checkpoint-3"
 resumed = train(out / "resumed", str(checkpoint))
-weights = [path for path in checkpoint.glob("*.safetensors")]
+weights = list(checkpoint.glob("*.safetensors"))
 keys = [key for path in weights for key in load_file(path)]
 print(json.dumps({"whole": whole, "resumed": resumed, "keys": keys, "files": [path.name for path in weights]}))
