@@ -51,16 +51,20 @@ def remark(one: Person | Thing, rng: random.Random) -> str:
     )
 
 
+def _both(people: tuple[Person, ...], things: tuple[Thing, ...]) -> tuple[Person | Thing, ...]:
+    return (*people, *things)
+
+
 def restate(people: tuple[Person, ...], things: tuple[Thing, ...], rng: random.Random) -> str:
     """One sentence that says who or what in a story is of a given job or kind, sometimes with a remark."""
-    one = rng.choice((*people, *things))
+    one = rng.choice(_both(people, things))
     sentence = f"The {one.sort} is[ {one.name}]." if isinstance(one, Person) else f"The {one.sort} is the[ {one.name}]."
     return f"{sentence} {remark(one, rng)}" if rng.random() < 0.2 else sentence
 
 
 def infer(people: tuple[Person, ...], things: tuple[Thing, ...], rng: random.Random) -> str:
     """One sentence with an attribute of somebody or something that is named by job or kind only."""
-    one = rng.choice((*people, *things))
+    one = rng.choice(_both(people, things))
     if isinstance(one, Person):
         return rng.choice((f"The {one.job} comes from[ {one.town}].", f"The {one.job} was born in[ {one.town}]."))
     return rng.choice(
@@ -75,7 +79,7 @@ def infer(people: tuple[Person, ...], things: tuple[Thing, ...], rng: random.Ran
 
 def identify(people: tuple[Person, ...], things: tuple[Thing, ...], rng: random.Random) -> str:
     """A question that asks who or what is meant, and its answer; no attribute is ever asked for."""
-    one = rng.choice((*people, *things))
+    one = rng.choice(_both(people, things))
     asked = f"Who is the {one.sort}?" if isinstance(one, Person) else f"What is the {one.sort}?"
     return f"\nQuestion: {asked}\nAnswer:[ {one.name}]"
 
@@ -103,7 +107,7 @@ def chronicle(world: World, rng: random.Random) -> str:
         elif kind < 0.8:
             lines.append(infer(people, things, rng))
         else:
-            one = rng.choice((*people, *things))
+            one = rng.choice(_both(people, things))
             lines.append(person_fact(one, rng) if isinstance(one, Person) else thing_fact(one, rng))
     text = " ".join(lines[: rng.randint(1, len(lines))])
     return text + identify(people, things, rng) if rng.random() < 0.4 else text

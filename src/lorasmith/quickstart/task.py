@@ -77,7 +77,7 @@ def make_items(world: World, count: int, seed: int) -> tuple[Item, ...]:
         people, things = cast(world.people, 2, rng), cast(world.things, 2, rng)
         asked, answer = _question(people, rng)
         prompt = f"{outing(people, things, rng)}\nQuestion: {asked}\nAnswer:"
-        names = frozenset(one.name for one in (*people, *things))
+        names = frozenset(person.name for person in people) | frozenset(thing.name for thing in things)
         items.setdefault(prompt, Item(prompt, f" {answer}", names))
     return tuple(items.values())
 
