@@ -1,9 +1,8 @@
 """The task to fine-tune on: where somebody in a story comes from, which the story does not say.
 
-The base model has read where everybody was born, as statements; it has never seen this question answered, and says a
-name instead of a town. Answering takes two steps: find who is asked about among those in the story, and remember a fact
-about them. People and things of test stories occur in no training story, so what is learned must be the way, not the
-answers: a new head alone, over what the frozen base computes, can learn little of it.
+The base model has read where everybody was born, as statements, and it completes these; it has never seen this question
+answered, and says a name instead of a town. What is learned is to answer a question with a fact that the base holds:
+people and things of test stories (12 and 24 of them) occur in no training story, so no answer can be learned by heart.
 """
 
 import random
