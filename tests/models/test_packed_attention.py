@@ -1,5 +1,8 @@
 """A packed row is nothing but its sequences side by side."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -174,6 +177,22 @@ def test_the_packed_name_does_not_reach_a_saved_configuration():
     model = build(CAUSAL["grouped"])
     assert enable_packing(model) is None
     assert PACKED not in model.config.to_json_string(use_diff=False)
+
+
+def test_a_pickled_model_with_packed_attention_runs_in_a_new_process(tmp_path):
+    model = build(CAUSAL["grouped"])
+    assert enable_packing(model) is None
+    torch.save(model, tmp_path / "model.pt")
+    code = (
+        "import sys, torch, lorasmith\n"
+        "model = torch.load(sys.argv[1], weights_only=False)\n"
+        "print(model(input_ids=torch.tensor([[5, 6, 7]])).logits.sum().item())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "model.pt")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == pytest.approx(float(model(input_ids=torch.tensor([[5, 6, 7]])).logits.sum()), abs=1e-3)
 
 
 def test_segments_that_do_not_cover_the_row_are_refused():

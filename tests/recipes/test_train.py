@@ -9,8 +9,10 @@ from lorasmith.attach import adapters_of, attach
 from lorasmith.errors import ModelError, RecipeError
 from lorasmith.methods.lora import LoraConfig
 from lorasmith.models.load import load
+from lorasmith.models.packed_attention import PACKED
 from lorasmith.quantized import Scheme
 from lorasmith.recipes.reading import read_recipe
+from lorasmith.recipes.subject import find_subject, load_subject
 from lorasmith.recipes.train import train
 
 SMALL = {"max_steps": 2, "batch_size": 2, "max_length": 32, "samples": 0, "learning_rate": 1e-2}
@@ -47,6 +49,18 @@ def test_records_in_memory_train_like_the_file_that_holds_them(llama, stories, t
         loaded = load(llama)
         results.append(train(loaded.model, loaded.tokenizer, data, output=tmp_path / str(number), echo=quiet, **SMALL))
     assert results[0].training.loss == results[1].training.loss
+
+
+def test_a_trained_model_has_its_own_attention_again(llama, stories, tmp_path):
+    loaded = load(llama)
+    before = loaded.model.config._attn_implementation
+    train(loaded.model, loaded.tokenizer, stories, output=tmp_path / "run", echo=quiet, **SMALL)
+    assert loaded.model.config._attn_implementation == before != PACKED
+    tokens = loaded.tokenizer("the cat", return_tensors="pt")
+    text = loaded.model.generate(**tokens, max_new_tokens=4, do_sample=False)
+    # the same weights in a fresh model say the same
+    again = load_subject(find_subject(str(tmp_path / "run")), "cpu").model
+    assert torch.equal(again.generate(**tokens, max_new_tokens=4, do_sample=False), text)
 
 
 def test_a_run_is_resumed_with_the_same_arguments_only(llama, stories, tmp_path):

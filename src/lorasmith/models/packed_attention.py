@@ -42,8 +42,6 @@ def enable_packing(model: nn.Module) -> str | None:
     if reason is not None:
         return reason
     assert isinstance(model, PreTrainedModel)
-    AttentionInterface.register(PACKED, packed_attention)
-    AttentionMaskInterface.register(PACKED, sdpa_mask)
     before = model.config._attn_implementation
     model.set_attn_implementation(PACKED)
     reason = _trial(model)
@@ -147,6 +145,12 @@ def _window(length: int, window: int | None, causal: bool, like: Tensor) -> Tens
     return ((distance >= 0) & (distance < window))[None, None]
 
 
+def register() -> None:
+    """Make this attention known to transformers by its name; a second call does nothing."""
+    AttentionInterface.register(PACKED, packed_attention)
+    AttentionMaskInterface.register(PACKED, sdpa_mask)
+
+
 def _obvious_reason(model: nn.Module) -> str | None:
     """Why packing cannot work, as far as class and configuration tell."""
     if not isinstance(model, PreTrainedModel):
@@ -189,3 +193,7 @@ def _trial(model: PreTrainedModel) -> str | None:
     if not bool(((packed - alone).abs() <= bound).all()):
         return "a packed row does not give what its sequences give alone"
     return None
+
+
+# a model that was pickled with this attention finds it by its name only, so importing the package has to enter it
+register()

@@ -22,7 +22,7 @@ from lorasmith.recipes.reading import write_recipe
 from lorasmith.recipes.recipe import Recipe
 from lorasmith.recipes.samples import Prompt, choose_prompts, generate_samples
 from lorasmith.recipes.scoring import Score, numbers, scorer
-from lorasmith.recipes.streams import Layout, layout_of, scoring_loader, training_loader
+from lorasmith.recipes.streams import Layout, layout_of, own_attention, scoring_loader, training_loader
 from lorasmith.report import render_report
 from lorasmith.training import Logger, LoggerContext, RunFolder, TrainingResult, loggers, loss_for, run
 from lorasmith.training.memory import measure
@@ -74,11 +74,16 @@ def begin(folder: RunFolder, recipe: Recipe, plan: MemoryPlan | None, *, resume:
 
 
 def carry_out(work: Work, echo: Echo, *, resume: bool = False) -> FinishedRun:
-    """Scores, trains, scores again, and fills the run folder; the model keeps its best weights.
+    """Scores, trains, scores again, and fills the run folder; the model keeps its best weights and its own attention.
 
     With resume the scores from before training are those of the first time. Raises RunError where training fails;
     checkpoints stay.
     """
+    with own_attention(work.model):
+        return _carried_out(work, echo, resume)
+
+
+def _carried_out(work: Work, echo: Echo, resume: bool) -> FinishedRun:
     began = time.perf_counter()
     if work.recipe.task == "causal":
         stop_after_answers_(work.model, work.dataset.answer_ends)

@@ -1,5 +1,7 @@
 """Loaders for training and scoring, packed where model and method allow it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,6 +20,17 @@ class Layout:
     packing: bool
     padding_free: bool
     note: str | None = None
+
+
+@contextmanager
+def own_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Gives model back the attention that it had before, also after an error; packing is for the work inside."""
+    before = model.config._attn_implementation
+    try:
+        yield
+    finally:
+        if model.config._attn_implementation != before:
+            model.set_attn_implementation(before)
 
 
 def layout_of(model: PreTrainedModel, recipe: Recipe) -> Layout:
