@@ -149,7 +149,7 @@ def test_a_folder_that_holds_files_is_not_overwritten(saved, tmp_path):
     (tmp_path / "q").mkdir()
     save_quantized(model, None, tmp_path / "q")
     before = {path: path.read_bytes() for path in (tmp_path / "q").iterdir()}
-    with pytest.raises(InputError, match="q holds files already.*name a new folder"):
+    with pytest.raises(InputError, match=r"q holds files already.*name a new folder"):
         save_quantized(model, None, tmp_path / "q")
     assert {path: path.read_bytes() for path in (tmp_path / "q").iterdir()} == before
 

@@ -1,1 +1,1 @@
-"""Models: streamed loading, transformers' quantizer hook, heads, packed attention, and what families call their parts."""
+"""Models: streamed loading, transformers' quantizer hook, heads, packed attention, names of families."""
