@@ -49,6 +49,18 @@ def test_classes_are_one_a_row():
     assert batch.supervised == 2
 
 
+def test_token_types_are_padded_with_zeros():
+    batch = pad([Example([5, 6, 7], 1, [0, 1, 1]), Example([7], 0)], None)
+    assert batch.model_inputs()["token_type_ids"].tolist() == [[0, 1, 1], [0, 0, 0]]
+    assert batch.to("meta").token_type_ids.device.type == "meta"
+    assert "token_type_ids" not in pad(EXAMPLES, 3).model_inputs()
+
+
+def test_examples_that_differ_in_token_types_alone_have_other_digests():
+    # or a run could be resumed on other data
+    assert Example([5, 6], 1, [0, 1]).digest() != Example([5, 6], 1, [0, 0]).digest()
+
+
 def test_to_moves_every_tensor():
     for batch in (pad(EXAMPLES, 3), concatenate(EXAMPLES)):
         moved = batch.to("meta")

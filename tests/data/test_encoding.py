@@ -3,9 +3,12 @@
 import json
 
 import pytest
+import torch
 from tokenizers import processors
+from transformers import AutoModel
 
 from lorasmith.data import EncodeSettings, encode, encode_reported, read
+from lorasmith.data.batch import pad
 from lorasmith.errors import DataError
 
 
@@ -154,6 +157,23 @@ def test_pairs_of_texts_are_joined_as_the_tokenizer_joins_them(minilm):
     records = [{"text": "a", "text_pair": "b", "label": 0}]
     (example,) = encode(records, minilm, EncodeSettings(task="classification"))
     assert list(example.input_ids) == minilm("a", "b")["input_ids"]
+    assert list(example.token_type_ids) == minilm("a", "b")["token_type_ids"] == [0, 0, 0, 1, 1]
+
+
+def test_bert_sees_a_batch_of_pairs_as_its_own_tokenizer_gives_it(minilm, shared):
+    pairs = [("a cat", "it sleeps all day"), ("dogs", "bark")]
+    records = [{"text": one, "text_pair": other, "label": 0} for one, other in pairs]
+    batch = pad(encode(records, minilm, EncodeSettings(task="classification")), minilm.pad_token_id)
+    model = AutoModel.from_pretrained(shared / "models" / "minilm-l6-v2").eval()
+    theirs = minilm(*map(list, zip(*pairs)), padding=True, return_tensors="pt")
+    assert set(batch.model_inputs()) == set(theirs)
+    with torch.no_grad():
+        assert torch.equal(model(**batch.model_inputs()).pooler_output, model(**theirs).pooler_output)
+
+
+def test_a_single_text_has_no_token_types(minilm):
+    (example,) = encode([{"text": "a", "label": 0}], minilm, EncodeSettings(task="classification"))
+    assert example.token_type_ids is None
 
 
 @pytest.mark.parametrize(

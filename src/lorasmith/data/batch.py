@@ -24,9 +24,10 @@ class Batch:
     position_ids: Tensor | None  # int64 [1, T], from 0 in every segment; None in a padded batch
     cu_seqlens: Tensor | None  # int32 [S + 1], where segments begin, and T; None in a padded batch
     supervised: int
+    token_type_ids: Tensor | None = None  # int64 [B, T], 0 on padding; for pairs of texts, in a padded batch
 
     def model_inputs(self) -> dict[str, Tensor]:
-        """What a transformers model's forward gets: token ids, and the segments of a packed batch or the mask."""
+        """What a transformers model's forward gets: token ids, segments of a packed batch or the mask, types."""
         arguments = {"input_ids": self.input_ids}
         if self.cu_seqlens is not None:
             arguments["attention_mask"] = segment_mask(self.cu_seqlens)
@@ -34,6 +35,8 @@ class Batch:
             arguments["attention_mask"] = self.attention_mask
         if self.position_ids is not None:
             arguments["position_ids"] = self.position_ids
+        if self.token_type_ids is not None:
+            arguments["token_type_ids"] = self.token_type_ids
         return arguments
 
     def to(self, device: torch.device | str) -> "Batch":
@@ -45,6 +48,7 @@ class Batch:
             None if self.position_ids is None else self.position_ids.to(device),
             None if self.cu_seqlens is None else self.cu_seqlens.to(device),
             self.supervised,
+            None if self.token_type_ids is None else self.token_type_ids.to(device),
         )
 
 
@@ -70,7 +74,19 @@ def pad(examples: Sequence[Example], pad_token_id: int | None) -> Batch:
         position_ids=None,
         cu_seqlens=None,
         supervised=sum(example.supervised for example in examples),
+        token_type_ids=_token_types(examples, width),
     )
+
+
+def _token_types(examples: Sequence[Example], width: int) -> Tensor | None:
+    """[B, T] for pairs of texts, 0 on padding and for examples that state none."""
+    if all(example.token_type_ids is None for example in examples):
+        return None
+    types = np.zeros((len(examples), width), dtype=np.int64)
+    for row, example in enumerate(examples):
+        if example.token_type_ids is not None:
+            types[row, : len(example)] = example.token_type_ids
+    return torch.from_numpy(types)
 
 
 def concatenate(examples: Sequence[Example]) -> Batch:

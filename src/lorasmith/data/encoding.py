@@ -120,9 +120,15 @@ def _classified(
     # only fast tokenizers tell what they cut off; for others a full example counts as cut
     cut = [bool(one.overflowing) for one in encoded.encodings or []] or [len(i) == size for i in encoded["input_ids"]]
     tally.truncated = sum(cut)
+    # a single text is all of type 0, which models take where none is given
+    types = encoded.get("token_type_ids") if pairs is not None else None
     return [
-        Example(token_array(ids), label_id(document.label, names, place))
-        for ids, (document, place) in zip(encoded["input_ids"], labelled, strict=True)
+        Example(
+            token_array(ids),
+            label_id(document.label, names, place),
+            None if types is None else token_array(types[number]),
+        )
+        for number, (ids, (document, place)) in enumerate(zip(encoded["input_ids"], labelled, strict=True))
     ]
 
 

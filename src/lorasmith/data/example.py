@@ -16,11 +16,14 @@ class Example:
     """One sequence of tokens.
 
     labels has the length of input_ids and is not shifted (labels[t] is input_ids[t], or -100 where nothing is learned);
-    or it is the id of a class. Encoded examples hold arrays of 4-byte integers, a tenth of a list's memory.
+    or it is the id of a class. token_type_ids, for a pair of texts, says from which of the two each token is; None
+    where the tokenizer makes no difference. Encoded examples hold arrays of 4-byte integers,
+    a tenth of a list's memory.
     """
 
     input_ids: Sequence[int]
     labels: Sequence[int] | int
+    token_type_ids: Sequence[int] | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -37,7 +40,8 @@ class Example:
         tokens = np.asarray(self.input_ids, dtype="<i4").tobytes()
         labels = np.asarray(self.labels, dtype="<i4").tobytes()
         length = len(self).to_bytes(8, "little")
-        return blake2b(length + tokens + labels, digest_size=16).digest()
+        types = b"" if self.token_type_ids is None else np.asarray(self.token_type_ids, dtype="<i4").tobytes()
+        return blake2b(length + tokens + labels + types, digest_size=16).digest()
 
 
 def token_array(tokens: Iterable[int]) -> "array[int]":
