@@ -57,6 +57,7 @@ struct Dequantize {
     void* out;  // [n]
     int64_t n;
     int64_t blocksize;  // a multiple of 32
+    bool stream;        // write past the caches; only with out on a line of 64 bytes
 };
 
 // Each works on the blocks first <= block < last.

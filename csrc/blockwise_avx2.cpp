@@ -103,7 +103,7 @@ struct Avx2 {
     }
 
     // permutevar8x32 reads three bits of an index; the fourth chooses between the halves of the table.
-    static void expand(const uint8_t* packed, int64_t count, const float* table, float* out) {
+    static void expand(const uint8_t* packed, int64_t count, const float* table, float* out, bool stream) {
         const __m256 low = _mm256_load_ps(table);
         const __m256 high = _mm256_load_ps(table + 8);
         for (int64_t i = 0; i < count; i += 8) {
@@ -114,12 +114,19 @@ struct Avx2 {
             const __m256 fourth_bit = _mm256_castsi256_ps(_mm256_slli_epi32(code, 28));
             const __m256 from_low = _mm256_permutevar8x32_ps(low, code);
             const __m256 from_high = _mm256_permutevar8x32_ps(high, code);
-            _mm256_storeu_ps(out + i, _mm256_blendv_ps(from_low, from_high, fourth_bit));
+            const __m256 values = _mm256_blendv_ps(from_low, from_high, fourth_bit);
+            if (stream) {
+                _mm256_stream_ps(out + i, values);
+            } else {
+                _mm256_storeu_ps(out + i, values);
+            }
         }
     }
 
+    static void finish_stream() { _mm_sfence(); }
+
     // Low and high bytes of the sixteen values are looked up apart and put together again.
-    static void expand(const uint8_t* packed, int64_t count, const bf16* table, bf16* out) {
+    static void expand(const uint8_t* packed, int64_t count, const bf16* table, bf16* out, bool) {
         const __m128i first = _mm_load_si128(reinterpret_cast<const __m128i*>(table));
         const __m128i second = _mm_load_si128(reinterpret_cast<const __m128i*>(table + 8));
         const __m128i low_byte = _mm_set1_epi16(0xff);

@@ -87,18 +87,24 @@ struct Avx512 {
     }
 
     // permutexvar_ps reads the low four bits of an index, so the even nibble needs a shift and the odd one no mask.
-    static void expand(const uint8_t* packed, int64_t count, const float* table, float* out) {
+    static void expand(const uint8_t* packed, int64_t count, const float* table, float* out, bool stream) {
         const __m512 values = _mm512_load_ps(table);
         for (int64_t i = 0; i < count; i += 16) {
             const __m512i pair =
                 _mm512_cvtepu8_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(packed + i / 2)));
             const __m512i code = _mm512_or_si512(_mm512_srli_epi64(pair, 4), _mm512_slli_epi64(pair, 32));
-            _mm512_storeu_ps(out + i, _mm512_permutexvar_ps(code, values));
+            if (stream) {
+                _mm512_stream_ps(out + i, _mm512_permutexvar_ps(code, values));
+            } else {
+                _mm512_storeu_ps(out + i, _mm512_permutexvar_ps(code, values));
+            }
         }
     }
 
+    static void finish_stream() { _mm_sfence(); }
+
     // Here five bits are read; the table lies in the register twice, so that the fifth does not matter.
-    static void expand(const uint8_t* packed, int64_t count, const bf16* table, bf16* out) {
+    static void expand(const uint8_t* packed, int64_t count, const bf16* table, bf16* out, bool) {
         const __m512i values = _mm512_broadcast_i64x4(_mm256_load_si256(reinterpret_cast<const __m256i*>(table)));
         for (int64_t i = 0; i < count; i += 32) {
             const __m512i pair =

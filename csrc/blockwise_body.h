@@ -6,7 +6,9 @@
 //   float absmax(const T* x, int64_t count)                            NaN where any element is NaN
 //   void encode(const T* x, int64_t count, float reciprocal, const Quantize&, uint8_t* packed)
 //   void scale_table(const float* codebook, float scale, T* table)     table[i] = codebook[i] * scale, rounded to T
-//   void expand(const uint8_t* packed, int64_t count, const T* table, T* out)   out[i] = table[code i], 16 entries
+//   void expand(const uint8_t* packed, int64_t count, const T* table, T* out, bool stream)
+//                                                       out[i] = table[code i], 16 entries
+//   void finish_stream()                                               orders streamed writes before what follows
 #pragma once
 
 #include <cstring>
@@ -139,9 +141,10 @@ void dequantize_blocks(const Dequantize& d, int64_t first, int64_t last) {
         Isa::scale_table(d.codebook, scale, table);
         T* out = static_cast<T*>(d.out) + start;
         const uint8_t* packed = d.packed + start / 2;
-        Isa::expand(packed, vectored, table, out);
+        Isa::expand(packed, vectored, table, out, d.stream);
         expand_plain(packed + vectored / 2, count - vectored, table, out + vectored);
     }
+    if (d.stream) Isa::finish_stream();
 }
 
 template <class Isa>

@@ -37,9 +37,11 @@ struct Portable {
     }
 
     template <class T>
-    static void expand(const uint8_t* packed, int64_t count, const T* table, T* out) {
+    static void expand(const uint8_t* packed, int64_t count, const T* table, T* out, bool) {
         expand_plain(packed, count, table, out);
     }
+
+    static void finish_stream() {}
 };
 
 }  // namespace

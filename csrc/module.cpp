@@ -15,6 +15,10 @@ namespace {
 // Below this many elements a second thread costs more than it saves.
 constexpr int64_t kElementsPerThread = 1 << 15;
 
+// An f32 output beyond this is streamed: it would fall out of the last cache before anybody read it, and a plain store
+// reads every line before it writes it. bf16 values are not: their output is half as large, and a product follows.
+constexpr int64_t kStreamBytes = int64_t(32) << 20;
+
 template <class T>
 using Array = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using AnyArray = nb::ndarray<nb::ro, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -88,6 +92,7 @@ void dequantize_blocks(Dequantize d, AnyOutput& out, int threads, const std::str
     DequantizeBlocks kernel;
     if (is_float(out, 32)) {
         kernel = kernels.dequantize_f32;
+        d.stream = d.n * int64_t(sizeof(float)) > kStreamBytes && reinterpret_cast<uintptr_t>(d.out) % 64 == 0;
     } else if (is_bfloat(out)) {
         kernel = kernels.dequantize_bf16;
     } else {

@@ -177,6 +177,18 @@ def test_native_values_with_nested_scales_are_the_references_bits(native_kernels
     assert same_bits(native_kernels.dequantize_blockwise(*arguments), reference.dequantize_blockwise(*arguments))
 
 
+def test_values_that_are_streamed_past_the_caches_are_the_references_bits(native_kernels):
+    # 32 MiB of f32 and a little: beyond csrc/module.cpp's kStreamBytes; once not on a line of 64 bytes
+    n = (8 << 20) + 13
+    packed, scales = native_kernels.quantize_blockwise(seeded(n), NF4, 64)
+    stored = (packed, scales, NF4, 64, (n,), *NO_NESTED)
+    expected = reference.dequantize_blockwise(*stored, torch.float32)
+    for start in (0, 1):
+        out = torch.full((n + 16,), torch.nan)[start : start + n]
+        native_kernels.dequantize_blockwise_out(*stored, out)
+        assert same_bits(out, expected)
+
+
 def test_threads_do_not_change_a_bit(native_kernels):
     x = seeded(5, 64 * 4001 + 3)
     threads = torch.get_num_threads()
