@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lorasmith.errors import AttachError
-from lorasmith.methods import Site, dense_weight
+from lorasmith.methods import Site, dense_weight, frozen_product
+from lorasmith.ops import adapted_linear
 from lorasmith.quantized import QuantizedWeight, dense_module
 
 
@@ -64,6 +65,9 @@ class Adapted(nn.Module):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer's output, changed by the acting sites."""
         sites = self.acting()
+        fused = self._fused(x, sites) if not args and not kwargs else None
+        if fused is not None:
+            return fused
         changed = x
         for site in sites:
             changed = site.before(changed)
@@ -71,6 +75,17 @@ class Adapted(nn.Module):
         for site in sites:
             y = site.after(x, y, self._dense)
         return y
+
+    def _fused(self, x: Tensor, sites: list[Site]) -> Tensor | None:
+        """The output in one step, where all that acts are low-rank updates of a frozen linear layer."""
+        # a compiler fuses the parts itself, and sees through them
+        if not sites or torch.compiler.is_compiling():
+            return None
+        updates = [site.low_rank() for site in sites]
+        product = frozen_product(self.base_layer, x)
+        if product is None or not all(updates):
+            return None
+        return adapted_linear(x, product, self.bias, [update for update in updates if update is not None])
 
     def _dense(self) -> Tensor:
         return dense_weight(self.base_layer)

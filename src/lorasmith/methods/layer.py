@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lorasmith.errors import AttachError
+from lorasmith.ops import DenseProduct, Multiplier, Product
 from lorasmith.quantized import QuantizedConv, QuantizedEmbedding, QuantizedLinear, QuantizedWeight
 
 Kind = Literal["linear", "embedding", "conv"]
@@ -76,6 +77,24 @@ def dense_weight(module: nn.Module, dtype: torch.dtype | None = None) -> Tensor:
         raise AttachError(f"a {type(module).__name__} has no weight matrix; choose a linear, embedding or convolution")
     value = weight.detach() if dtype is None else weight.detach().to(dtype)
     return value.T if isinstance(module, Conv1D) else value
+
+
+def frozen_product(module: nn.Module, x: Tensor) -> Product | None:
+    """Multiplying x by the frozen weight of a linear layer; None where only the layer's own forward does it right.
+
+    That is: another kind of layer, a trained weight, hooks, or a type that the layer would refuse or convert x to.
+    """
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return None
+    free = torch.is_autocast_enabled(x.device.type)
+    weight = module._parameters.get("weight")
+    if weight is None or weight.requires_grad:
+        return None
+    if isinstance(module, Multiplier):
+        return module.product() if free or module.working_dtype(x) == x.dtype else None
+    if type(module) not in (nn.Linear, Conv1D) or not (free or weight.dtype == x.dtype):
+        return None
+    return DenseProduct(weight if isinstance(module, nn.Linear) else weight.T)
 
 
 def _output_scale(module: nn.Embedding | QuantizedEmbedding, path: str) -> float:

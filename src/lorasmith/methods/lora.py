@@ -20,6 +20,7 @@ from lorasmith.methods.method import SiteMethod
 from lorasmith.methods.registry import methods
 from lorasmith.methods.site import DenseWeight, Site, Vector, adapter_dtype
 from lorasmith.models.families import LORA_TARGETS
+from lorasmith.ops import LowRank
 
 Initialization = bool | Literal["gaussian"]
 
@@ -157,6 +158,12 @@ class LoraLinear(LoraSite):
         h = functional.linear(self.lora_dropout(x), self.lora_A.weight.to(x.dtype)) * self.scaling
         bias = None if self.lora_B.bias is None else self.lora_B.bias.to(x.dtype) * self.scaling
         return y + functional.linear(h, self.lora_B.weight.to(x.dtype), bias).to(y.dtype)
+
+    def low_rank(self) -> LowRank | None:
+        if self.lora_B.bias is not None:
+            return None
+        dropout = self.lora_dropout.p if isinstance(self.lora_dropout, nn.Dropout) and self.lora_dropout.training else 0
+        return LowRank(self.lora_A.weight, self.lora_B.weight, self.scaling, dropout)
 
     def delta(self, weight: Tensor) -> Tensor:
         product = self.lora_B.weight.detach().float() @ self.lora_A.weight.detach().float()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lorasmith.methods.layer import LayerSpec
+from lorasmith.ops import LowRank
 
 DenseWeight = Callable[[], Tensor]
 
@@ -33,6 +34,10 @@ class Site(nn.Module):
     def after(self, x: Tensor, y: Tensor, weight: DenseWeight) -> Tensor:
         """The output instead of y; x is the module's own input, before any change."""
         return y
+
+    def low_rank(self) -> LowRank | None:
+        """The site's whole effect on a linear layer where it is an update of low rank, which then runs in one step."""
+        return None
 
     def refuses_merge(self) -> str | None:
         """Why no change of the weight can have the site's effect; None where delta gives one."""

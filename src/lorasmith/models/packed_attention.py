@@ -18,6 +18,7 @@ from transformers.masking_utils import sdpa_mask
 
 from lorasmith.errors import DataError, ModelError
 from lorasmith.models.trial import trial
+from lorasmith.ops.precision import product_dtype, without_autocast
 
 logger = logging.getLogger(__name__)
 
@@ -117,9 +118,18 @@ class _Call:
         self.module, self.dropout, self.scaling, self.causal = module, dropout, scaling, causal
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        return sdpa_attention_forward(
-            self.module, query, key, value, mask, dropout=self.dropout, scaling=self.scaling, is_causal=self.causal
-        )[0]
+        wide = product_dtype(query.dtype, query.device)
+        with without_autocast(query.device):
+            return sdpa_attention_forward(
+                self.module,
+                query.to(wide),
+                key.to(wide),
+                value.to(wide),
+                mask,
+                dropout=self.dropout,
+                scaling=self.scaling,
+                is_causal=self.causal,
+            )[0].to(query.dtype)
 
 
 def _segments(attention_mask: Tensor | None, cu_seq_lens: Tensor | None) -> Tensor | None:

@@ -5,6 +5,8 @@ import lorasmith.ops.blockwise.reference
 import lorasmith.ops.blockwise_linear.reference
 import lorasmith.ops.rowwise.cpu
 import lorasmith.ops.rowwise.reference  # noqa: F401
+from lorasmith.ops.adapted_linear.product import BlockwiseProduct, DenseProduct, Multiplier, Product, RowwiseProduct
+from lorasmith.ops.adapted_linear.schema import LowRank, adapted_linear
 from lorasmith.ops.blockwise.schema import Nested, dequantize_blockwise, double_quantize, quantize_blockwise
 from lorasmith.ops.blockwise_linear.schema import blockwise_linear
 from lorasmith.ops.cross_entropy import head_cross_entropy, linear_cross_entropy
@@ -12,8 +14,15 @@ from lorasmith.ops.rowwise.schema import dequantize_rowwise, quantize_rowwise, r
 from lorasmith.ops.status import KernelStatus, kernel_status
 
 __all__ = [
+    "BlockwiseProduct",
+    "DenseProduct",
     "KernelStatus",
+    "LowRank",
+    "Multiplier",
     "Nested",
+    "Product",
+    "RowwiseProduct",
+    "adapted_linear",
     "blockwise_linear",
     "dequantize_blockwise",
     "dequantize_rowwise",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lorasmith.ops.precision import product_dtype
 from lorasmith.planning.memory_plan import MemoryPlan, PlanSettings
 from lorasmith.planning.resident import resident_bytes
 from lorasmith.planning.step_trace import StepMemory, trace_step
@@ -24,6 +25,8 @@ LOGIT_BYTES = 8
 # f32 batches the holes outgrow this share (8M parameters, 16 x 512: 945 MiB predicted, 1794 measured, 788 without).
 HEAP_HOLES = 0.38
 LIBRARY_BUFFERS = 80 << 20
+
+CPU = torch.device("cpu")
 
 
 def plan(model: PreTrainedModel, settings: PlanSettings) -> MemoryPlan:
@@ -96,7 +99,7 @@ def _head_bytes(head: nn.Module, step: StepMemory, settings: PlanSettings) -> in
 
 def _dequantized_bytes(model: nn.Module, settings: PlanSettings) -> int:
     sizes: list[int] = [
-        prod(layer.shape) * (settings.autocast or layer.compute_dtype or layer.dtype).itemsize
+        prod(layer.shape) * product_dtype(settings.autocast or layer.compute_dtype or layer.dtype, CPU).itemsize
         for layer in model.modules()
         if isinstance(layer, QuantizedLinear)
     ]

@@ -5,7 +5,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from lorasmith.ops import blockwise_linear, rowwise_linear
+from lorasmith.ops import BlockwiseProduct, Product, RowwiseProduct, blockwise_linear, rowwise_linear
+from lorasmith.ops.blockwise.schema import nested_arguments
 from lorasmith.quantized.scheme import Scheme
 from lorasmith.quantized.weight import QuantizedWeight
 
@@ -69,6 +70,15 @@ class QuantizedLinear(QuantizedWeight):
                 nested=nested,
             )
         return y if torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
+
+    def product(self) -> Product:
+        """Multiplying by the stored weight, for a step that does more than this layer."""
+        scales, nested = self.scale_values()
+        if self.rowwise:
+            return RowwiseProduct(self.weight.view(torch.int8), scales, self.int8_threshold)
+        shape = (self.out_features, self.in_features)
+        stored = (self.weight, scales, self.codebook(), self.scheme.blocksize, shape)
+        return BlockwiseProduct((*stored, *nested_arguments(nested)))
 
     def extra_repr(self) -> str:
         bias = self.bias is not None

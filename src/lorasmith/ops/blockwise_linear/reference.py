@@ -11,23 +11,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lorasmith.ops.library import implement_reference
+from lorasmith.ops.precision import product_dtype, without_autocast
 from lorasmith.ops.scratch import borrowed
 
 
 def blockwise_linear(x: Tensor, bias: Tensor | None, *stored: Any) -> Tensor:
     """y [B, O]; see schema.py."""
-    shape = stored[4]
-    with borrowed(tuple(shape), x.dtype, x.device) as weight_OI:
+    shape, wide = stored[4], product_dtype(x.dtype, x.device)
+    with borrowed(tuple(shape), wide, x.device) as weight_OI, without_autocast(x.device):
         torch.ops.lorasmith.dequantize_blockwise_out.default(*stored, weight_OI)
-        return F.linear(x, weight_OI, bias)
+        return F.linear(x.to(wide), weight_OI, None if bias is None else bias.to(wide)).to(x.dtype)
 
 
 def blockwise_linear_backward(grad: Tensor, *stored: Any) -> Tensor:
     """The gradient of x [B, I], from that of y [B, O]."""
-    shape = stored[4]
-    with borrowed(tuple(shape), grad.dtype, grad.device) as weight_OI:
+    shape, wide = stored[4], product_dtype(grad.dtype, grad.device)
+    with borrowed(tuple(shape), wide, grad.device) as weight_OI, without_autocast(grad.device):
         torch.ops.lorasmith.dequantize_blockwise_out.default(*stored, weight_OI)
-        return grad.matmul(weight_OI)
+        return grad.to(wide).matmul(weight_OI).to(grad.dtype)
 
 
 implement_reference("blockwise_linear", blockwise_linear)

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from lorasmith.ops.precision import product_dtype
+
 
 @dataclass(frozen=True)
 class Form:
@@ -48,7 +50,7 @@ class _Gradients:
     bias_V: Tensor | None
 
     def add_(self, rows: slice, logits_CV: Tensor, hidden_CD: Tensor, weight: Tensor) -> None:
-        """Add what the gradient to one chunk's raw logits gives."""
+        """Add what the gradient to one chunk's raw logits gives; weight is in the type of the product."""
         low = logits_CV.to(weight.dtype)
         if self.hidden_SD is not None:
             self.hidden_SD[rows] = low @ weight
@@ -105,17 +107,18 @@ def _linear_forward(
         torch.zeros_like(weight, dtype=wide) if needs[1] else None,
         torch.zeros_like(bias, dtype=wide) if needs[2] and bias is not None else None,
     )
-    low_bias = None if bias is None else bias.to(weight.dtype)
+    factor_VD = weight.to(product_dtype(weight.dtype, weight.device))
+    low_bias = None if bias is None else bias.to(factor_VD.dtype)
     for rows in form.chunks(len(index)):
-        hidden_CD = hidden.index_select(0, index[rows]).to(weight.dtype)
-        raw_CV = F.linear(hidden_CD, weight, low_bias)
+        hidden_CD = hidden.index_select(0, index[rows]).to(factor_VD.dtype)
+        raw_CV = F.linear(hidden_CD, factor_VD, low_bias)
         # .to keeps an f32 product as it is, and the shaping then works in place
         logits_CV = form.shape_(raw_CV.to(wide))
         labels_C1 = labels[rows, None]
         normaliser_C1 = logits_CV.logsumexp(1, keepdim=True)
         total += (normaliser_C1 - logits_CV.gather(1, labels_C1)).sum()
         if any(needs):
-            gradients.add_(rows, _to_raw_logits(logits_CV, normaliser_C1, labels_C1, form), hidden_CD, weight)
+            gradients.add_(rows, _to_raw_logits(logits_CV, normaliser_C1, labels_C1, form), hidden_CD, factor_VD)
     return total, gradients
 
 

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lorasmith.ops.library import implement_reference
+from lorasmith.ops.precision import product_dtype, without_autocast
 from lorasmith.ops.scratch import borrowed
 
 # Products of two codes are at most 127 * 127, and f32 holds integers up to 2**24 exactly: 1024 products fit.
@@ -58,10 +59,11 @@ def rowwise_linear(x: Tensor, bias: Tensor | None, codes: Tensor, absmax: Tensor
 
 def rowwise_linear_backward(grad: Tensor, codes: Tensor, absmax: Tensor) -> Tensor:
     """The gradient of x [B, I], from that of y [B, O]."""
-    with borrowed(tuple(codes.shape), grad.dtype, grad.device) as weight_OI:
+    wide = product_dtype(grad.dtype, grad.device)
+    with borrowed(tuple(codes.shape), wide, grad.device) as weight_OI, without_autocast(grad.device):
         # An f32 factor: the product is rounded to the dtype of the gradient once.
         weight_OI.copy_(codes).mul_(absmax.view(-1, 1) * (1.0 / 127.0))
-        return grad.matmul(weight_OI)
+        return grad.to(wide).matmul(weight_OI).to(grad.dtype)
 
 
 implement_reference("quantize_rowwise", quantize_rowwise)

@@ -1,0 +1,1 @@
+"""A frozen linear layer and its low-rank updates as one autograd step."""

@@ -1,0 +1,82 @@
+"""What a frozen weight does in a linear layer, whatever stores it: x W^T forward, g W backward.
+
+N rows, I in_features, O out_features. Inputs and outputs have the type that the product is computed in.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lorasmith.ops.scratch import borrowed
+
+
+class Product(Protocol):
+    """Multiplying by a frozen weight W [O, I]."""
+
+    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x W^T + bias of x [N, I], a new tensor [N, O]."""
+
+    def backward(self, grad: Tensor) -> Tensor:
+        """grad W of grad [N, O], a new tensor [N, I]."""
+
+
+@runtime_checkable
+class Multiplier(Protocol):
+    """A frozen linear layer that stores its weight in a way of its own."""
+
+    def product(self) -> Product:
+        """Multiplying by the weight."""
+
+    def working_dtype(self, x: Tensor) -> torch.dtype:
+        """The type that the layer converts x to."""
+
+
+@dataclass(frozen=True)
+class DenseProduct:
+    """W as an ordinary matrix; in another type than the operands it passes through the reused buffer."""
+
+    weight: Tensor
+
+    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        if self.weight.dtype == x.dtype:
+            return F.linear(x, self.weight, bias)
+        with borrowed(tuple(self.weight.shape), x.dtype, x.device) as weight_OI:
+            return F.linear(x, weight_OI.copy_(self.weight), bias)
+
+    def backward(self, grad: Tensor) -> Tensor:
+        if self.weight.dtype == grad.dtype:
+            return grad @ self.weight
+        with borrowed(tuple(self.weight.shape), grad.dtype, grad.device) as weight_OI:
+            return grad @ weight_OI.copy_(self.weight)
+
+
+@dataclass(frozen=True)
+class BlockwiseProduct:
+    """W stored in blocks; stored are the arguments of the op blockwise_linear behind x and bias."""
+
+    stored: Sequence[Any]
+
+    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return torch.ops.lorasmith.blockwise_linear.default(x, bias, *self.stored)
+
+    def backward(self, grad: Tensor) -> Tensor:
+        return torch.ops.lorasmith.blockwise_linear_backward.default(grad, *self.stored)
+
+
+@dataclass(frozen=True)
+class RowwiseProduct:
+    """W stored in int8 with a scale a row; see the op rowwise_linear."""
+
+    codes: Tensor
+    absmax: Tensor
+    threshold: float
+
+    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return torch.ops.lorasmith.rowwise_linear.default(x, bias, self.codes, self.absmax, self.threshold)
+
+    def backward(self, grad: Tensor) -> Tensor:
+        return torch.ops.lorasmith.rowwise_linear_backward.default(grad, self.codes, self.absmax)

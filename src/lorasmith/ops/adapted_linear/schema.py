@@ -1,0 +1,117 @@
+"""y = x W^T + bias + sum over k of s_k drop_k(x) A_k^T B_k^T, W frozen: one autograd step.
+
+Of the input only x itself is kept, which layers that read the same x share, and of each update the small h_k = s_k
+drop_k(x) A_k^T. The updates are added into y and into the gradient of x in place. Source: LoRA, arXiv 2106.09685,
+section 4.1; QLoRA, arXiv 2305.14314, equation 5.
+Axes: N rows (any leading axes), I in_features, O out_features, R rank.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lorasmith.errors import FormatError
+from lorasmith.ops.adapted_linear.product import Product
+from lorasmith.ops.autocast import autocast_inputs
+from lorasmith.ops.precision import product_dtype, without_autocast
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """One update: A [R, I], B [O, R], the factor s, and the share of x's elements that are dropped before A."""
+
+    a: Tensor
+    b: Tensor
+    scaling: float
+    dropout: float = 0.0
+
+
+def adapted_linear(x: Tensor, product: Product, bias: Tensor | None, updates: Sequence[LowRank]) -> Tensor:
+    """x [N, I] -> y [N, O] in x's type (autocast's where it is on). Gradients go to x, bias, and every A and B.
+
+    A and B may be of another type than x: they are read in the type of the product, and get gradients in their own.
+    Raises FormatError where an update does not fit x.
+    """
+    for update in updates:
+        if update.a.shape[1] != x.shape[-1] or update.a.shape[0] != update.b.shape[1]:
+            raise FormatError(
+                f"an update of A {list(update.a.shape)} and B {list(update.b.shape)} does not fit x {list(x.shape)}"
+            )
+    x, bias = autocast_inputs(x, bias)
+    scales = tuple((update.scaling, update.dropout) for update in updates)
+    factors = [factor for update in updates for factor in (update.a, update.b)]
+    return _AdaptedLinear.apply(x, bias, product, scales, *factors)
+
+
+class _AdaptedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        bias: Tensor | None,
+        product: Product,
+        scales: tuple[tuple[float, float], ...],
+        *factors: Tensor,
+    ) -> Tensor:
+        wide = product_dtype(x.dtype, x.device)
+        hiddens, masks = [], []
+        with without_autocast(x.device):
+            x_NI = x.reshape(-1, x.shape[-1]).to(wide)
+            y_NO = product.forward(x_NI, None if bias is None else bias.to(wide))
+            for (scaling, dropout), a_RI, b_OR in zip(scales, factors[::2], factors[1::2], strict=True):
+                kept_NI, mask = _drop(x_NI, dropout)
+                h_NR = (kept_NI @ a_RI.to(wide).T).mul_(scaling)
+                y_NO.addmm_(h_NR, b_OR.to(wide).T)
+                hiddens.append(h_NR)
+                masks.append(mask)
+        ctx.save_for_backward(x, *factors, *hiddens, *masks)
+        ctx.product, ctx.scales, ctx.wide = product, scales, wide
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return y_NO.to(x.dtype).view(*x.shape[:-1], y_NO.shape[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        count = len(ctx.scales)
+        x, *saved = ctx.saved_tensors
+        factors, hiddens, masks = saved[: 2 * count], saved[2 * count : 3 * count], saved[3 * count :]
+        grad_x = grad_bias = None
+        grad_factors: list[Tensor | None] = []
+        with without_autocast(x.device):
+            grad_NO = grad.reshape(-1, grad.shape[-1]).to(ctx.wide)
+            x_NI = x.reshape(-1, x.shape[-1]).to(ctx.wide)
+            if ctx.needs_input_grad[0]:
+                grad_x = ctx.product.backward(grad_NO)
+            if ctx.needs_input_grad[1]:
+                grad_bias = grad_NO.sum(0).to(ctx.bias_dtype)
+            parts = zip(ctx.scales, factors[::2], factors[1::2], hiddens, masks, strict=True)
+            for (scaling, dropout), a_RI, b_OR, h_NR, mask in parts:
+                u_NR = (grad_NO @ b_OR.to(ctx.wide)).mul_(scaling)
+                grad_factors.append((u_NR.T @ _dropped(x_NI, mask, dropout)).to(a_RI.dtype))
+                grad_factors.append((grad_NO.T @ h_NR).to(b_OR.dtype))
+                if grad_x is not None:
+                    _add_update_(grad_x, u_NR, a_RI.to(ctx.wide), mask, dropout)
+        if grad_x is not None:
+            grad_x = grad_x.to(x.dtype).view(x.shape)
+        return grad_x, grad_bias, None, None, *grad_factors
+
+
+def _drop(x_NI: Tensor, dropout: float) -> tuple[Tensor, Tensor | None]:
+    if dropout == 0.0:
+        return x_NI, None
+    return torch.native_dropout(x_NI, dropout, True)
+
+
+def _dropped(x_NI: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    return x_NI if mask is None else x_NI * mask * (1 / (1 - dropout))
+
+
+def _add_update_(grad_x: Tensor, u_NR: Tensor, a_RI: Tensor, mask: Tensor | None, dropout: float) -> None:
+    if mask is None:
+        grad_x.addmm_(u_NR, a_RI)
+    else:
+        grad_x.add_((u_NR @ a_RI).mul_(mask), alpha=1 / (1 - dropout))

@@ -1,0 +1,160 @@
+"""The adapted linear step against its formula, on every storage of the frozen weight."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lorasmith import ops
+from lorasmith.errors import FormatError
+from lorasmith.formats import formats
+from lorasmith.ops import precision
+
+NF4 = formats["nf4"].codebook("cpu")
+ROWS, IN, OUT = 6, 96, 40
+
+
+def seeded(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def dense():
+    weight = seeded(OUT, IN)
+    return ops.DenseProduct(weight), weight
+
+
+def dense_in_16_bits():
+    weight = seeded(OUT, IN).bfloat16()
+    return ops.DenseProduct(weight), weight.float()
+
+
+def blockwise():
+    packed, scales = ops.quantize_blockwise(seeded(OUT, IN), NF4, 64)
+    stored = (packed, scales, NF4, 64, (OUT, IN), None, None, None, 256)
+    return ops.BlockwiseProduct(stored), ops.dequantize_blockwise(*stored[:5], torch.float32)
+
+
+PRODUCTS = [dense, dense_in_16_bits, blockwise]
+
+
+def updates(ranks=(4, 9), dropout=0.0, dtype=torch.float32):
+    made = [(seeded(rank, IN).to(dtype), seeded(OUT, rank).to(dtype), 0.5 * rank) for rank in ranks]
+    return [ops.LowRank(a.requires_grad_(), b.requires_grad_(), s, dropout) for a, b, s in made]
+
+
+def formula(x, weight, bias, low_rank):
+    return F.linear(x, weight, bias) + sum(u.scaling * x @ u.a.T @ u.b.T for u in low_rank)
+
+
+def leaves(x, bias, low_rank):
+    return [x, bias, *(factor for update in low_rank for factor in (update.a, update.b))]
+
+
+@pytest.mark.parametrize("make", PRODUCTS)
+@pytest.mark.parametrize("ranks", [(), (1,), (4, 9)])
+def test_values_and_gradients_are_those_of_the_formula(make, ranks):
+    product, weight = make()
+    x, bias, low_rank = seeded(2, ROWS, IN).requires_grad_(), seeded(OUT).requires_grad_(), updates(ranks)
+    y, expected = ops.adapted_linear(x, product, bias, low_rank), formula(x, weight, bias, low_rank)
+    # f32 sums of some hundred products in another order
+    torch.testing.assert_close(y, expected, atol=1e-3, rtol=1e-5)
+    weights = seeded(*y.shape)
+    inputs = leaves(x, bias, low_rank)
+    ours = torch.autograd.grad((y * weights).sum(), inputs)
+    theirs = torch.autograd.grad((expected * weights).sum(), inputs)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-3, rtol=1e-5)
+
+
+def test_gradients_agree_with_finite_differences():
+    weight = seeded(3, 5).double()
+    a, b, x = (seeded(*shape).double().requires_grad_() for shape in [(2, 5), (3, 2), (4, 5)])
+    step = lambda x, a, b: ops.adapted_linear(x, ops.DenseProduct(weight), None, [ops.LowRank(a, b, 0.7)])  # noqa: E731
+    assert torch.autograd.gradcheck(step, (x, a, b))
+
+
+@pytest.mark.parametrize("make", PRODUCTS)
+def test_dropout_falls_on_the_update_alone_and_is_the_same_in_the_backward(make):
+    product, weight = make()
+    x, low_rank = seeded(ROWS, IN).requires_grad_(), updates((4,), dropout=0.5)
+    (update,) = low_rank
+    torch.manual_seed(3)
+    y = ops.adapted_linear(x, product, None, low_rank)
+    torch.manual_seed(3)
+    kept = F.dropout(x, 0.5)
+    expected = F.linear(x, weight) + update.scaling * kept @ update.a.T @ update.b.T
+    torch.testing.assert_close(y, expected, atol=1e-3, rtol=1e-5)
+    inputs = [x, update.a, update.b]
+    ours = torch.autograd.grad(y.square().sum(), inputs)
+    for mine, other in zip(ours, torch.autograd.grad(expected.square().sum(), inputs), strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-2, rtol=1e-4)
+
+
+@pytest.mark.parametrize("instructions", [False, True])
+@pytest.mark.parametrize("make", PRODUCTS)
+def test_16_bit_inputs_give_16_bit_results_with_and_without_instructions_for_them(make, instructions, monkeypatch):
+    monkeypatch.setattr(precision, "bfloat16_instructions", lambda: instructions)
+    product, weight = make()
+    x, low_rank = seeded(ROWS, IN).bfloat16().requires_grad_(), updates((4,))
+    y = ops.adapted_linear(x, product, None, low_rank)
+    expected = formula(x.float(), weight, None, low_rank)
+    assert y.dtype == torch.bfloat16
+    # each of some roundings to 8 bits is at most 2**-9 of the largest sum
+    torch.testing.assert_close(y.float(), expected, atol=float(expected.detach().abs().max()) * 2**-6, rtol=0)
+    grad_x, grad_a = torch.autograd.grad(y.float().sum(), [x, low_rank[0].a])
+    assert (grad_x.dtype, grad_a.dtype) == (torch.bfloat16, torch.float32)
+
+
+def test_without_instructions_16_bit_products_round_only_their_result(monkeypatch):
+    monkeypatch.setattr(precision, "bfloat16_instructions", lambda: False)
+    product, weight = blockwise()
+    x, low_rank = seeded(ROWS, IN).bfloat16(), updates((4,))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = ops.adapted_linear(x, product, None, low_rank)
+    expected = formula(x.float(), weight, None, low_rank)
+    # half a unit in the last of 8 bits, and f32's own rounding
+    torch.testing.assert_close(y.float(), expected, rtol=2**-8, atol=1e-3)
+
+
+def test_layers_that_read_the_same_input_keep_it_once():
+    x, kept = seeded(ROWS, IN).requires_grad_(), {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    shared = x * 1.0
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        low_rank = updates((4,))
+        for _ in range(3):
+            ops.adapted_linear(shared, blockwise()[0], None, low_rank)
+    factors = sum(4 * factor.numel() for factor in (low_rank[0].a, low_rank[0].b))
+    assert sum(kept.values()) == 4 * (x.numel() + 3 * ROWS * 4) + factors
+
+
+def test_autocast_sets_the_dtype_of_the_result():
+    with torch.autocast("cpu", torch.bfloat16):
+        y = ops.adapted_linear(seeded(ROWS, IN), dense()[0], seeded(OUT), updates((4,)))
+    assert y.dtype == torch.bfloat16
+
+
+def test_an_empty_batch_gives_an_empty_result_and_zero_gradients():
+    x, low_rank = torch.empty(0, IN, requires_grad=True), updates((4,))
+    y = ops.adapted_linear(x, blockwise()[0], None, low_rank)
+    assert y.shape == (0, OUT)
+    (gradient,) = torch.autograd.grad(y.sum(), [low_rank[0].a])
+    assert not gradient.any()
+
+
+def test_an_update_that_does_not_fit_is_refused():
+    with pytest.raises(FormatError, match=r"A \[4, 96\] and B \[40, 4\] does not fit x \[6, 95\]"):
+        ops.adapted_linear(seeded(ROWS, IN - 1), dense()[0], None, updates((4,)))
+
+
+def test_only_a_cpu_without_instructions_widens_16_bit_types(monkeypatch):
+    cpu, other = torch.device("cpu"), torch.device("meta")
+    for instructions, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(precision, "bfloat16_instructions", lambda answer=instructions: answer)
+        assert precision.product_dtype(torch.bfloat16, cpu) == expected
+    assert precision.product_dtype(torch.bfloat16, other) == torch.bfloat16
+    assert precision.product_dtype(torch.float64, cpu) == torch.float64
+    assert precision.product_dtype(torch.float16, cpu) == torch.float32
