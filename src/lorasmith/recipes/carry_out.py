@@ -21,11 +21,12 @@ from lorasmith.recipes.prepare import context_of
 from lorasmith.recipes.reading import write_recipe
 from lorasmith.recipes.recipe import Recipe
 from lorasmith.recipes.samples import Prompt, choose_prompts, generate_samples
-from lorasmith.recipes.scoring import Score, numbers, scorer
+from lorasmith.recipes.scoring import Scorer, numbers
 from lorasmith.recipes.streams import Layout, layout_of, own_attention, scoring_loader, training_loader
 from lorasmith.report import render_report
 from lorasmith.training import Logger, LoggerContext, RunFolder, TrainingResult, loggers, loss_for, run
 from lorasmith.training.memory import measure
+from lorasmith.training.precision import computing
 
 Echo = Callable[[str], None]
 
@@ -76,7 +77,7 @@ def begin(folder: RunFolder, recipe: Recipe, plan: MemoryPlan | None, *, resume:
 def carry_out(work: Work, echo: Echo, *, resume: bool = False) -> FinishedRun:
     """Scores, trains, scores again, and fills the run folder; the model keeps its best weights and its own attention.
 
-    With resume the scores from before training are those of the first time. Raises RunError where training fails;
+    Scores are taken in the precision of training. With resume those from before it are the first time's. Raises RunError where training fails;
     checkpoints stay.
     """
     with own_attention(work.model):
@@ -95,12 +96,12 @@ def _carried_out(work: Work, echo: Echo, resume: bool) -> FinishedRun:
     outcome = Outcome.read(work.folder.evaluation) if resume else None
     before = None
     if outcome is None:
-        before = score() if score else None
+        before = _scored(work, score) if score else None
         outcome = _begun(work, before, prompts)
         outcome.write(work.folder.evaluation)
     result = _train(work, layout, score, resume)
     _save(work)
-    _complete(outcome, work, before, score() if score else None)
+    _complete(outcome, work, before, _last_scores(work, score, result) if score else None)
     for sample, text in zip(outcome.samples, _generations(work, prompts)):
         sample["after"] = text
     outcome.write(work.folder.evaluation)
@@ -111,12 +112,23 @@ def _carried_out(work: Work, echo: Echo, resume: bool) -> FinishedRun:
     return FinishedRun(work.folder.path, outcome.before, outcome.after, result)
 
 
-def _scorer(work: Work, layout: Layout) -> Score | None:
+def _scorer(work: Work, layout: Layout) -> Scorer | None:
     if not work.dataset.validation:
         return None
     recipe = work.recipe
     loader = scoring_loader(work.dataset.validation, layout, recipe.training.batch_size, work.tokenizer)
-    return scorer(work.model, loader, recipe.task, recipe.evaluation.max_batches)
+    return Scorer(work.model, loader, recipe.task, recipe.evaluation.max_batches)
+
+
+def _scored(work: Work, score: Scorer) -> Scores:
+    with computing(work.model, work.recipe.training.dtype):
+        return score()
+
+
+def _last_scores(work: Work, score: Scorer, result: TrainingResult) -> Scores:
+    """Scores of the weights that training left; those of its last evaluation where these are the same weights."""
+    same = result.best_step in (None, result.steps)
+    return score.latest if same and score.latest is not None else _scored(work, score)
 
 
 def _prompts(work: Work) -> list[Prompt]:
@@ -147,7 +159,7 @@ def _generations(work: Work, prompts: list[Prompt]) -> list[str]:
     return generate_samples(work.model, work.tokenizer, prompts, section, context)
 
 
-def _train(work: Work, layout: Layout, score: Score | None, resume: bool) -> TrainingResult:
+def _train(work: Work, layout: Layout, score: Scorer | None, resume: bool) -> TrainingResult:
     recipe = work.recipe
     return run(
         work.model,

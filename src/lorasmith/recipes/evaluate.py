@@ -13,7 +13,7 @@ from lorasmith.evaluation import Scores
 from lorasmith.models.checkpoint import Checkpoint
 from lorasmith.recipes.base_model import Storage, open_base
 from lorasmith.recipes.dataset import build_dataset, encode_settings, encode_sources
-from lorasmith.recipes.scoring import scorer
+from lorasmith.recipes.scoring import Scorer
 from lorasmith.recipes.sections import DataSection, DataSource, Task
 from lorasmith.recipes.streams import Layout, scoring_loader
 from lorasmith.recipes.subject import (
@@ -103,7 +103,7 @@ def _scores(loaded: LoadedSubject, subject: Subject, examples: list[Example], ba
     book = adapters_of(loaded.model)
     # padded rows: every architecture has them, and no trial of packing is needed to score once
     loader = scoring_loader(examples, Layout(packing=False, padding_free=False), batch_size, loaded.tokenizer)
-    score = scorer(loaded.model, loader, subject.storage.task)
+    score = Scorer(loaded.model, loader, subject.storage.task)
     found = {}
     for voice in [None, *book.configs]:
         if voice is not None:

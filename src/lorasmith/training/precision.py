@@ -15,3 +15,9 @@ def autocast_dtype(model: nn.Module, precision: Precision) -> torch.dtype | None
     if precision == "auto":
         return torch.bfloat16 if any(p.dtype == torch.bfloat16 for p in model.parameters()) else None
     return torch.bfloat16 if precision == "bf16" else None
+
+
+def computing(model: nn.Module, precision: Precision) -> torch.autocast:
+    """The context in which forwards of a run compute."""
+    dtype = autocast_dtype(model, precision)
+    return torch.autocast(next(model.parameters()).device.type, dtype, enabled=dtype is not None)
