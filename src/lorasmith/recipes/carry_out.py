@@ -77,8 +77,8 @@ def begin(folder: RunFolder, recipe: Recipe, plan: MemoryPlan | None, *, resume:
 def carry_out(work: Work, echo: Echo, *, resume: bool = False) -> FinishedRun:
     """Scores, trains, scores again, and fills the run folder; the model keeps its best weights and its own attention.
 
-    Scores are taken in the precision of training. With resume those from before it are the first time's. Raises RunError where training fails;
-    checkpoints stay.
+    Scores are taken in the precision of training. With resume those from before it are the first time's.
+    Raises RunError where training fails; checkpoints stay.
     """
     with own_attention(work.model):
         return _carried_out(work, echo, resume)
