@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "blockwise.h"
+#include "skinny.h"
 
 namespace lorasmith {
 
@@ -13,7 +14,8 @@ namespace lorasmith {
 inline std::vector<std::string> usable_levels() {
     std::vector<std::string> levels{"portable"};
 #ifdef LORASMITH_X86
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) levels.push_back("avx2");
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (avx2 && __builtin_cpu_supports("f16c")) levels.push_back("avx2");
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
         levels.push_back("avx512");
     }
@@ -31,6 +33,14 @@ inline Kernels kernels_at(const std::string& level) {
         return portable_kernels();
     }
     throw std::invalid_argument("level '" + level + "' is not one that this build and processor can run");
+}
+
+// AVX-512 has no kernel of its own yet and runs AVX2's.
+inline SkinnyKernels skinny_at(const std::string& level) {
+#ifdef LORASMITH_X86
+    if (level != "portable") return avx2_skinny();
+#endif
+    return portable_skinny();
 }
 
 }  // namespace lorasmith

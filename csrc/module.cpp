@@ -1,6 +1,7 @@
 // The Python face of the kernels: checks sizes against each other, releases the GIL, chooses the instruction set.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -22,6 +23,7 @@ constexpr int64_t kStreamBytes = int64_t(32) << 20;
 template <class T>
 using Array = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using AnyArray = nb::ndarray<nb::ro, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using MaybeFloats = std::optional<Array<const float>>;
 using AnyOutput = nb::ndarray<nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 template <class A>
@@ -86,7 +88,43 @@ void quantize_8bit(Array<const float> x, Array<const float> midpoints, Array<con
                [&](int64_t first, int64_t last) { quantize_8bit_blocks(q, first, last); });
 }
 
-void dequantize_blocks(Dequantize d, AnyOutput& out, int threads, const std::string& level) {
+// The parts of a stored tensor of n elements; scales are f32, or codes where the nested parts are given.
+Dequantize stored_4bit(const Array<const uint8_t>& packed, const AnyArray& scales, const Array<const float>& codebook,
+                       int64_t blocksize, const MaybeFloats& nested_scales, const MaybeFloats& nested_offset,
+                       const MaybeFloats& nested_codebook, int64_t nested_blocksize, int64_t n) {
+    check_blocksize(blocksize);
+    const int64_t blocks = ceil_div(n, blocksize);
+    check_size(packed, ceil_div(n, 2), "packed");
+    check_size(scales, blocks, "scales");
+    check_size(codebook, 16, "codebook");
+    Dequantize d{};
+    d.n = n;
+    d.packed = packed.data();
+    d.codebook = codebook.data();
+    d.blocksize = blocksize;
+    if (!nested_scales || !nested_offset || !nested_codebook) {
+        if (!is_float(scales, 32)) throw std::invalid_argument("scales are not float32, and no nested parts are given");
+        d.scales = static_cast<const float*>(scales.data());
+        return d;
+    }
+    if (scales.dtype() != nb::dtype<uint8_t>()) throw std::invalid_argument("nested scales are not codes of uint8");
+    check_blocksize(nested_blocksize);
+    check_size(*nested_scales, ceil_div(blocks, nested_blocksize), "nested_scales");
+    check_size(*nested_offset, 1, "nested_offset");
+    check_size(*nested_codebook, 256, "nested_codebook");
+    d.scale_codes = static_cast<const uint8_t*>(scales.data());
+    d.nested_scales = nested_scales->data();
+    d.nested_offset = nested_offset->data()[0];
+    d.nested_codebook = nested_codebook->data();
+    d.nested_blocksize = nested_blocksize;
+    return d;
+}
+
+void dequantize_4bit(Array<const uint8_t> packed, AnyArray scales, Array<const float> codebook, int64_t blocksize,
+                     MaybeFloats nested_scales, MaybeFloats nested_offset, MaybeFloats nested_codebook,
+                     int64_t nested_blocksize, AnyOutput out, int threads, const std::string& level) {
+    Dequantize d = stored_4bit(packed, scales, codebook, blocksize, nested_scales, nested_offset, nested_codebook,
+                               nested_blocksize, int64_t(out.shape(0)));
     d.out = out.data();
     const Kernels kernels = kernels_at(level);
     DequantizeBlocks kernel;
@@ -103,44 +141,29 @@ void dequantize_blocks(Dequantize d, AnyOutput& out, int threads, const std::str
                [&](int64_t first, int64_t last) { kernel(d, first, last); });
 }
 
-Dequantize check_packed(const Array<const uint8_t>& packed, const Array<const float>& codebook, int64_t blocksize,
-                        const AnyOutput& out) {
-    check_blocksize(blocksize);
-    check_size(codebook, 16, "codebook");
-    Dequantize d{};
-    d.n = int64_t(out.shape(0));
-    check_size(packed, ceil_div(d.n, 2), "packed");
-    d.packed = packed.data();
-    d.codebook = codebook.data();
-    d.blocksize = blocksize;
-    return d;
-}
-
-void dequantize_4bit(Array<const uint8_t> packed, Array<const float> scales, Array<const float> codebook,
-                     int64_t blocksize, AnyOutput out, int threads, const std::string& level) {
-    Dequantize d = check_packed(packed, codebook, blocksize, out);
-    check_size(scales, ceil_div(d.n, blocksize), "scales");
-    d.scales = scales.data();
-    dequantize_blocks(d, out, threads, level);
-}
-
-void dequantize_4bit_nested(Array<const uint8_t> packed, Array<const uint8_t> scale_codes, Array<const float> codebook,
-                            int64_t blocksize, Array<const float> nested_scales, Array<const float> nested_offset,
-                            Array<const float> nested_codebook, int64_t nested_blocksize, AnyOutput out, int threads,
-                            const std::string& level) {
-    Dequantize d = check_packed(packed, codebook, blocksize, out);
-    const int64_t blocks = ceil_div(d.n, blocksize);
-    check_blocksize(nested_blocksize);
-    check_size(scale_codes, blocks, "scale_codes");
-    check_size(nested_scales, ceil_div(blocks, nested_blocksize), "nested_scales");
-    check_size(nested_offset, 1, "nested_offset");
-    check_size(nested_codebook, 256, "nested_codebook");
-    d.scale_codes = scale_codes.data();
-    d.nested_scales = nested_scales.data();
-    d.nested_offset = nested_offset.data()[0];
-    d.nested_codebook = nested_codebook.data();
-    d.nested_blocksize = nested_blocksize;
-    dequantize_blocks(d, out, threads, level);
+// y [rows, out_features] = x [rows, in_features] W^T, all flat.
+void multiply_4bit(Array<const uint8_t> packed, AnyArray scales, Array<const float> codebook, int64_t blocksize,
+                   MaybeFloats nested_scales, MaybeFloats nested_offset, MaybeFloats nested_codebook,
+                   int64_t nested_blocksize, Array<const float> x, Array<float> y, int64_t in_features, int threads,
+                   const std::string& level) {
+    if (in_features < 32 || in_features % 32 != 0) throw std::invalid_argument("in_features is not a multiple of 32");
+    Skinny s{};
+    s.rows = int64_t(x.shape(0)) / in_features;
+    s.in_features = in_features;
+    if (s.rows < 1 || s.rows > kMostSkinnyRows) throw std::invalid_argument("x has no row, or too many");
+    s.out_features = int64_t(y.shape(0)) / s.rows;
+    check_size(x, s.rows * in_features, "x");
+    check_size(y, s.rows * s.out_features, "y");
+    s.stored = stored_4bit(packed, scales, codebook, blocksize, nested_scales, nested_offset, nested_codebook,
+                           nested_blocksize, s.out_features * in_features);
+    s.y = y.data();
+    const SkinnyKernels kernels = skinny_at(level);
+    const nb::gil_scoped_release released;
+    std::vector<float> arranged(size_t(s.rows * in_features));
+    kernels.arrange(x.data(), s.rows * in_features, arranged.data());
+    s.x = arranged.data();
+    for_ranges(s.out_features, kElementsPerThread / in_features, threads,
+               [&](int64_t first, int64_t last) { kernels.multiply(s, first, last); });
 }
 
 const char* threading() {
@@ -165,9 +188,12 @@ NB_MODULE(_native, m) {
     m.def("quantize_8bit", &lorasmith::quantize_8bit, "x"_a.noconvert(), "midpoints"_a.noconvert(),
           "order"_a.noconvert(), "codes"_a.noconvert(), "scales"_a.noconvert(), "blocksize"_a, "threads"_a);
     m.def("dequantize_4bit", &lorasmith::dequantize_4bit, "packed"_a.noconvert(), "scales"_a.noconvert(),
-          "codebook"_a.noconvert(), "blocksize"_a, "out"_a.noconvert(), "threads"_a, "level"_a);
-    m.def("dequantize_4bit_nested", &lorasmith::dequantize_4bit_nested, "packed"_a.noconvert(),
-          "scale_codes"_a.noconvert(), "codebook"_a.noconvert(), "blocksize"_a, "nested_scales"_a.noconvert(),
-          "nested_offset"_a.noconvert(), "nested_codebook"_a.noconvert(), "nested_blocksize"_a, "out"_a.noconvert(),
-          "threads"_a, "level"_a);
+          "codebook"_a.noconvert(), "blocksize"_a, "nested_scales"_a.noconvert().none(),
+          "nested_offset"_a.noconvert().none(), "nested_codebook"_a.noconvert().none(), "nested_blocksize"_a,
+          "out"_a.noconvert(), "threads"_a, "level"_a);
+    m.def("multiply_4bit", &lorasmith::multiply_4bit, "packed"_a.noconvert(), "scales"_a.noconvert(),
+          "codebook"_a.noconvert(), "blocksize"_a, "nested_scales"_a.noconvert().none(),
+          "nested_offset"_a.noconvert().none(), "nested_codebook"_a.noconvert().none(), "nested_blocksize"_a,
+          "x"_a.noconvert(), "y"_a.noconvert(), "in_features"_a, "threads"_a, "level"_a);
+    m.attr("most_skinny_rows") = lorasmith::kMostSkinnyRows;
 }

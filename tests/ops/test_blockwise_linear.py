@@ -11,6 +11,7 @@ from lorasmith import ops
 from lorasmith.errors import FormatError
 from lorasmith.formats import dynamic_map, formats
 from lorasmith.ops import scratch
+from lorasmith.ops.blockwise import reference
 
 NF4 = formats["nf4"].codebook("cpu")
 
@@ -50,6 +51,27 @@ def test_output_and_gradients_are_those_of_the_dense_layer(dtype, leading):
         torch.testing.assert_close(mine.grad, other.grad, **tolerance)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 16, 17])
+@pytest.mark.parametrize("shape, blocksize", [((7, 32), 64), ((48, 96), 64), ((5, 288), 256), ((33, 1024), 32)])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_few_rows_straight_from_the_codes_are_the_product(native_kernels, rows, shape, blocksize, nested):
+    generator = torch.Generator().manual_seed(0)
+    packed, scales = ops.quantize_blockwise(torch.randn(*shape, generator=generator), NF4, blocksize)
+    parts = (None, None, None, 256)
+    if nested:
+        scales, nested_scales, offset = ops.double_quantize(scales)
+        parts = (nested_scales, offset, dynamic_map(), 256)
+    stored = (packed, scales, NF4, blocksize, shape, *parts)
+    x, bias = torch.randn(rows, shape[1], generator=generator), torch.randn(shape[0], generator=generator)
+    weight = reference.dequantize_blockwise(*stored, torch.float32)
+    y = torch.ops.lorasmith.blockwise_linear.default(x, bias, *stored)
+    # f32 sums of up to 1,024 products of about 1 in another order
+    expected = F.linear(x.double(), weight.double(), bias.double()).float()
+    torch.testing.assert_close(y, expected, atol=5e-5, rtol=1e-5)
+    low = torch.ops.lorasmith.blockwise_linear.default(x.bfloat16(), None, *stored)
+    torch.testing.assert_close(low.float(), F.linear(x.bfloat16().float(), weight), atol=5e-5, rtol=2**-8)
+
+
 def test_gradients_agree_with_finite_differences():
     stored = Stored(5, 7)
     x = torch.randn(3, 7, dtype=torch.float64, requires_grad=True)
@@ -74,7 +96,8 @@ def test_the_parts_of_the_weight_get_no_gradient():
 
 def test_two_threads_do_not_disturb_each_other():
     layers = [Stored(seed=seed) for seed in range(2)]
-    x = torch.randn(8, 96)
+    # more rows than are taken straight from the codes, so that the dense weight passes through the buffer
+    x = torch.randn(24, 96)
     expected = [F.linear(x, layer.dense) for layer in layers]
     wrong = []
 

@@ -2,6 +2,7 @@
 
 import lorasmith.ops.blockwise.cpu
 import lorasmith.ops.blockwise.reference
+import lorasmith.ops.blockwise_linear.cpu
 import lorasmith.ops.blockwise_linear.reference
 import lorasmith.ops.rowwise.cpu
 import lorasmith.ops.rowwise.reference  # noqa: F401

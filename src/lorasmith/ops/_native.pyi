@@ -25,22 +25,37 @@ def quantize_8bit(
 ) -> None:
     """Fill codes and scales from x in float32."""
 
-def dequantize_4bit(
-    packed: Tensor, scales: Tensor, codebook: Tensor, blocksize: int, out: Tensor, threads: int, level: str
-) -> None:
-    """Fill out, float32 or bfloat16."""
+most_skinny_rows: int
+"""How many rows multiply_4bit takes."""
 
-def dequantize_4bit_nested(
+def dequantize_4bit(
     packed: Tensor,
-    scale_codes: Tensor,
+    scales: Tensor,
     codebook: Tensor,
     blocksize: int,
-    nested_scales: Tensor,
-    nested_offset: Tensor,
-    nested_codebook: Tensor,
+    nested_scales: Tensor | None,
+    nested_offset: Tensor | None,
+    nested_codebook: Tensor | None,
     nested_blocksize: int,
     out: Tensor,
     threads: int,
     level: str,
 ) -> None:
-    """Fill out, float32 or bfloat16, resolving the scales on the way."""
+    """Fill out, float32 or bfloat16, resolving nested scales on the way."""
+
+def multiply_4bit(
+    packed: Tensor,
+    scales: Tensor,
+    codebook: Tensor,
+    blocksize: int,
+    nested_scales: Tensor | None,
+    nested_offset: Tensor | None,
+    nested_codebook: Tensor | None,
+    nested_blocksize: int,
+    x: Tensor,
+    y: Tensor,
+    in_features: int,
+    threads: int,
+    level: str,
+) -> None:
+    """Fill y float32 [rows, out_features] with x float32 [rows, in_features] times the stored weight transposed."""

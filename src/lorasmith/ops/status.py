@@ -54,4 +54,8 @@ def _status(op: str, device: str) -> KernelStatus:
 def _why_native(op: str) -> str:
     if op == "int8_matmul":
         return "oneDNN int8 through torch._int_mm"
+    if op == "blockwise_linear":
+        return (
+            f"{level()}, up to {kernels().most_skinny_rows} rows from the codes; more through dequantize_blockwise_out"
+        )
     return f"{level()} of {', '.join(kernels().levels())}; {kernels().threading()}, {torch.get_num_threads()} threads"

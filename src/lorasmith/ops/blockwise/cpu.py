@@ -68,13 +68,22 @@ def dequantize_blockwise_out(
         nested = (nested_scales, nested_offset, nested_codebook, nested_blocksize)
         reference.dequantize_blockwise_out(packed, scales, codebook, blocksize, shape, *nested, out)
         return
-    stored = (packed.view(-1), scales.view(-1), codebook, blocksize)
-    written = (out.view(-1), torch.get_num_threads(), level())
-    if nested_scales is None or nested_offset is None or nested_codebook is None:
-        kernels().dequantize_4bit(*stored, *written)
-    else:
-        nested_parts = (nested_scales.view(-1), nested_offset.view(-1), nested_codebook, nested_blocksize)
-        kernels().dequantize_4bit_nested(*stored, *nested_parts, *written)
+    stored = kernel_arguments(packed, scales, codebook, blocksize, nested_scales, nested_offset, nested_codebook)
+    kernels().dequantize_4bit(*stored, nested_blocksize, out.view(-1), torch.get_num_threads(), level())
+
+
+def kernel_arguments(
+    packed: Tensor,
+    scales: Tensor,
+    codebook: Tensor,
+    blocksize: int,
+    nested_scales: Tensor | None,
+    nested_offset: Tensor | None,
+    nested_codebook: Tensor | None,
+) -> tuple[Tensor | int | None, ...]:
+    """The stored parts, flat, as the extension takes them before nested_blocksize."""
+    flat = (None if part is None else part.view(-1) for part in (nested_scales, nested_offset, nested_codebook))
+    return (packed.view(-1), scales.view(-1), codebook, blocksize, *flat)
 
 
 if extension() is not None:
