@@ -4,7 +4,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lorasmith.attach import attach, load_adapter, read_adapter_tensors, save_adapter
+from lorasmith.attach import (
+    attach,
+    class_names,
+    load_adapter,
+    merge_and_unload,
+    name_classes_,
+    read_adapter_tensors,
+    read_class_names,
+    save_adapter,
+    unload,
+)
 from lorasmith.errors import AdapterError
 from lorasmith.methods.lora import LoraConfig
 from tiny import bert, llama, logits, shake
@@ -117,3 +127,60 @@ def test_a_classifiers_head_is_saved_with_the_adapter(tmp_path):
     torch.nn.init.normal_(other.classifier.weight)
     load_adapter(other, tmp_path)
     assert torch.equal(logits(other), adapted)
+
+
+def named_classifier(*names):
+    model = bert()
+    name_classes_(model, names)
+    attach(model, LoraConfig(task_type="SEQ_CLS"))
+    return shake(model)
+
+
+def test_a_classifiers_class_names_are_saved_with_the_adapter(tmp_path):
+    save_adapter(named_classifier("no", "maybe", "yes"), tmp_path)
+    other = bert()
+    load_adapter(other, tmp_path)
+    assert other.config.id2label == {0: "no", 1: "maybe", 2: "yes"}
+    assert other.config.label2id == {"no": 0, "maybe": 1, "yes": 2}
+    assert other.config.num_labels == 3
+
+
+def test_class_names_follow_the_adapter_that_acts(tmp_path):
+    save_adapter(named_classifier("no", "maybe", "yes"), tmp_path / "one")
+    save_adapter(named_classifier("red", "green", "blue"), tmp_path / "two")
+    model = bert()
+    own = class_names(model)
+    book = load_adapter(model, tmp_path / "one", "one")
+    load_adapter(model, tmp_path / "two", "two")
+    assert class_names(model) == ("red", "green", "blue")
+    book.activate("one")
+    assert class_names(model) == ("no", "maybe", "yes")
+    save_adapter(model, tmp_path, "two")
+    assert read_class_names(tmp_path / "two") == ("red", "green", "blue")
+    unload(model)
+    assert class_names(model) == own
+
+
+def test_merging_keeps_the_class_names_of_the_adapter(tmp_path):
+    assert class_names(merge_and_unload(named_classifier("no", "maybe", "yes"))) == ("no", "maybe", "yes")
+
+
+def test_an_adapter_without_class_names_leaves_those_of_the_model(tmp_path):
+    save_adapter(named_classifier("no", "maybe", "yes"), tmp_path)
+    (tmp_path / "class_names.json").unlink()
+    other = bert()
+    own = class_names(other)
+    load_adapter(other, tmp_path)
+    assert class_names(other) == own
+
+
+def test_a_language_models_adapter_has_no_class_names(folder):
+    assert not (folder / "class_names.json").exists()
+
+
+@pytest.mark.parametrize("content", ["{", '{"0": "no"}', "[]", "[1, 2]"])
+def test_damaged_class_names_are_refused(tmp_path, content):
+    save_adapter(named_classifier("no", "maybe", "yes"), tmp_path)
+    (tmp_path / "class_names.json").write_text(content)
+    with pytest.raises(AdapterError, match=r"class_names\.json"):
+        load_adapter(bert(), tmp_path)

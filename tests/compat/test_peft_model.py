@@ -1,5 +1,6 @@
 import copy
 import inspect
+import json
 import pickle
 
 import pytest
@@ -8,8 +9,14 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 import lorasmith
-from lorasmith import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
-from tiny import IDS, llama, logits, quantized, shake
+from lorasmith import (
+    AutoPeftModelForCausalLM,
+    AutoPeftModelForSequenceClassification,
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+)
+from tiny import IDS, bert, llama, logits, quantized, shake
 
 
 def adapted(**fields: object) -> PeftModel:
@@ -61,6 +68,26 @@ def test_auto_class_loads_base_and_adapter(base_folder, tmp_path):
     again = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
     assert torch.equal(logits(again), logits(model))
     assert type(again).__name__ == "PeftModelForCausalLM"
+
+
+def test_auto_class_restores_the_classes_of_a_classifier(tmp_path):
+    model = bert()
+    model.base_model.save_pretrained(tmp_path / "encoder")
+    config = LoraConfig(task_type="SEQ_CLS", base_model_name_or_path=str(tmp_path / "encoder"))
+    wrapper = shake(get_peft_model(model, config))
+    wrapper.config.id2label = {0: "no", 1: "maybe", 2: "yes"}
+    wrapper.save_pretrained(tmp_path / "adapter")
+    # the saved encoder says two classes, the default
+    edit = json.loads((tmp_path / "encoder" / "config.json").read_text())
+    edit = {name: value for name, value in edit.items() if name not in ("id2label", "label2id")}
+    (tmp_path / "encoder" / "config.json").write_text(json.dumps(edit))
+    again = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "adapter")
+    assert torch.equal(logits(again), logits(wrapper))
+    assert again.config.id2label == {0: "no", 1: "maybe", 2: "yes"}
+    assert again.config.label2id == {"no": 0, "maybe": 1, "yes": 2}
+    peft = pytest.importorskip("peft")
+    theirs = peft.PeftModel.from_pretrained(bert(), tmp_path / "adapter").eval()
+    assert_close(logits(theirs), logits(wrapper), atol=2e-6, rtol=0)
 
 
 def test_from_pretrained_freezes_unless_asked_to_train(tmp_path):

@@ -1,10 +1,11 @@
 import pytest
 import torch
+from transformers import MistralConfig, MistralForCausalLM
 
 from lorasmith.attach import adapters_of, attach
 from lorasmith.errors import AttachError
 from lorasmith.methods.prompt_tuning import PromptTuningConfig
-from tiny import IDS, llama, logits, shake
+from tiny import IDS, bert, llama, logits, shake
 
 
 def prompted():
@@ -21,6 +22,43 @@ def greedy(model, ids, steps):
 
 def test_virtual_tokens_are_cut_off_the_output():
     assert logits(prompted()).shape == (*IDS.shape, 64)
+
+
+@pytest.mark.parametrize("base", [llama, bert])
+def test_virtual_tokens_are_cut_off_hidden_states_and_attentions(base):
+    model = base()
+    model.set_attn_implementation("eager")
+    attach(model, PromptTuningConfig(num_virtual_tokens=4))
+    with torch.no_grad():
+        found = shake(model)(input_ids=IDS, output_hidden_states=True, output_attentions=True)
+        last = model.base_model(input_ids=IDS).last_hidden_state
+    assert {state.shape for state in found.hidden_states} == {(*IDS.shape, 32)}
+    assert torch.equal(found.hidden_states[-1], last)
+    assert {weights.shape for weights in found.attentions} == {(2, 4, 7, 7)}
+    # the virtual tokens have the rest
+    assert all((weights.sum(-1) < 1).all() for weights in found.attentions)
+
+
+def test_virtual_tokens_are_cut_off_what_generation_returns():
+    model = prompted()
+    model.set_attn_implementation("eager")
+    options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    asked = {"output_hidden_states": True, "output_attentions": True, "return_dict_in_generate": True}
+    made = model.generate(input_ids=IDS, **options, **asked)
+    assert [layers[0].shape[1] for layers in made.hidden_states] == [7, 1, 1]
+    assert [layers[0].shape[2:] for layers in made.attentions] == [(7, 7), (1, 8), (1, 9)]
+
+
+def test_a_sliding_window_has_no_more_keys_than_it_keeps():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    model = MistralForCausalLM(MistralConfig(**sizes, **heads, sliding_window=10, attn_implementation="eager")).eval()
+    attach(model, PromptTuningConfig(num_virtual_tokens=4))
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    made = model.generate(input_ids=IDS, **options, output_attentions=True, return_dict_in_generate=True)
+    # 4 + 7 positions, of which a window of 10 keeps 2 virtual ones at the first new token, then one, then none
+    assert [layers[0].shape[-1] for layers in made.attentions] == [7, 8, 9, 10]
 
 
 def test_cached_generation_equals_recomputation():

@@ -20,6 +20,10 @@ def test_there_are_500_test_items(task):
     assert len(task.test) == TEST_ITEMS >= 500
 
 
+def test_the_test_questions_are_about_24_people(task):
+    assert len({item.prompt.split("Where does ")[1].split()[0] for item in task.test}) == 24
+
+
 def test_no_name_of_a_test_story_occurs_in_training(task):
     trained = " ".join(item.prompt for item in task.train + task.validation).replace(".", " ").split()
     assert not set(trained) & frozenset().union(*(item.names for item in task.test))

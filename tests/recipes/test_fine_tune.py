@@ -141,6 +141,20 @@ def test_a_classifier_is_trained_saved_and_scored_with_its_labels(bert, reviews,
     assert scores["run"]["accuracy"].value == finished.after["accuracy"]["value"]
 
 
+def test_a_classifier_that_left_its_run_is_scored_by_its_class_names(bert, reviews, tmp_path):
+    changes = {"max_steps": 2, "batch_size": 8}
+    job = recipe(bert, reviews, tmp_path / "run", task="classification", quantization="none", training=changes)
+    fine_tune(job, quiet)
+    shutil.copytree(tmp_path / "run" / "adapter", tmp_path / "alone")
+    subject = find_subject(str(tmp_path / "alone"))
+    assert subject.storage.labels == ("no", "yes")
+    assert load_subject(subject, "cpu").model.config.id2label == {0: "no", 1: "yes"}
+    # labels that are words need names
+    asked = EvaluationRequest(str(tmp_path / "alone"), data=str(reviews), device="cpu")
+    of_the_run = EvaluationRequest(str(tmp_path / "run"), data=str(reviews), device="cpu")
+    assert evaluate(asked)["alone"] == evaluate(of_the_run)["run"]
+
+
 def test_added_tokens_travel_with_the_adapter(llama, stories, tmp_path):
     added = {"add_tokens": ["<thing>"], "add_special_tokens": ["<end>"]}
     fine_tune(recipe(llama, stories, tmp_path / "run", tokenizer=added), quiet)

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from lorasmith.attach import adapters_of, attach
+from lorasmith.attach import adapters_of, attach, read_class_names
 from lorasmith.errors import ModelError, RecipeError
 from lorasmith.methods.lora import LoraConfig
 from lorasmith.models.load import load
@@ -83,6 +83,18 @@ def test_a_run_is_resumed_with_the_same_arguments_only(llama, stories, tmp_path)
     # the model has its adapter now, with the targets spelled out
     train(loaded.model, loaded.tokenizer, stories, resume=True, **(same | {"method": None}))
     assert (tmp_path / "run" / "recipe.yaml").read_bytes() == stated
+
+
+def test_a_classifiers_adapter_knows_the_names_in_the_data(bert, reviews, tmp_path):
+    loaded = load(bert, task="classification", num_labels=2)
+    same = {"task": "classification", "echo": quiet} | SMALL
+    named = train(loaded.model, loaded.tokenizer, reviews, output=tmp_path / "named", **same)
+    assert read_class_names(named.adapter) == ("no", "yes")
+    records = [json.loads(line) for line in reviews.read_text().splitlines()]
+    numbered = [record | {"label": int(record["label"] == "yes")} for record in records]
+    again = train(loaded.model, loaded.tokenizer, numbered, output=tmp_path / "numbered", **same)
+    # numbers name nothing
+    assert read_class_names(again.adapter) == ("no", "yes")
 
 
 def test_an_unknown_argument_names_the_nearest(llama, stories, tmp_path):

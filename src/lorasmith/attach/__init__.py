@@ -2,6 +2,7 @@
 
 from lorasmith.attach.adapted import Adapted
 from lorasmith.attach.adapters import KEY_PREFIX, PROMPT_KEY, Adapters, adapters_of
+from lorasmith.attach.class_names import CLASS_NAMES_FILE, class_names, name_classes_, read_class_names
 from lorasmith.attach.files import (
     WEIGHTS_FILE,
     adapter_state,
@@ -17,6 +18,7 @@ from lorasmith.attach.selection import ALL_LINEAR, base_modules
 
 __all__ = [
     "ALL_LINEAR",
+    "CLASS_NAMES_FILE",
     "KEY_PREFIX",
     "PROMPT_KEY",
     "WEIGHTS_FILE",
@@ -27,12 +29,15 @@ __all__ = [
     "adapters_of",
     "attach",
     "base_modules",
+    "class_names",
     "load_adapter",
     "load_adapter_state",
     "make_dense",
     "merge_and_unload",
     "merge_in_place",
+    "name_classes_",
     "read_adapter_tensors",
+    "read_class_names",
     "save_adapter",
     "unload",
     "unmerge",

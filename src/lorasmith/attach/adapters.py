@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lorasmith.attach.adapted import Adapted
 from lorasmith.attach.base_tensors import BaseTensors
+from lorasmith.attach.class_names import ClassNames
 from lorasmith.attach.prompted import Prompted
 from lorasmith.attach.saved_module import SavedModule
 from lorasmith.attach.selection import base_modules
@@ -27,6 +28,7 @@ class Adapters:
         self.configs: dict[str, AdapterConfig] = {}
         self.active: list[str] = []
         self.base_tensors = BaseTensors()
+        self.class_names = ClassNames(model)
         self.prompted: Prompted | None = None
         self.enabled = True
 
@@ -61,6 +63,7 @@ class Adapters:
         if len(prompts) > 1 or (prompts and len(chosen) > 1):
             raise AttachError(f"{', '.join(chosen)}: a soft prompt acts alone; activate one adapter")
         self.unmerge(unless=chosen)
+        self.class_names.move(self.active, chosen)
         self.active = chosen
         for _, adapted in self.adapted():
             adapted.active = chosen
@@ -137,6 +140,7 @@ class Adapters:
                 self.prompted.detach()
                 self.prompted = None
         self.base_tensors.remove(name)
+        self.class_names.forget(name)
         del self.configs[name]
         self.base_tensors.place(self.active if self.enabled else [])
 

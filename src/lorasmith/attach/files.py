@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -14,14 +15,31 @@ from transformers import PreTrainedModel
 from lorasmith.atomic import atomic_path
 from lorasmith.attach.adapted import Adapted
 from lorasmith.attach.adapters import KEY_PREFIX, PROMPT_KEY, Adapters, adapters_of
+from lorasmith.attach.class_names import name_classes_, read_class_names, write_class_names
 from lorasmith.attach.placing import attach
 from lorasmith.attach.saved_module import SavedModule
 from lorasmith.attach.selection import base_modules
 from lorasmith.errors import AdapterError, LorasmithError
-from lorasmith.methods import AdapterConfig, config_from_fields, dense_weight, named, read_config_fields
+from lorasmith.methods import (
+    CLASSIFICATION,
+    AdapterConfig,
+    config_from_fields,
+    dense_weight,
+    named,
+    read_config_fields,
+)
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 SaveEmbeddings = bool | Literal["auto"]
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What a folder holds of an adapter: its config, its tensors by PEFT's keys, and the names of its classes."""
+
+    config: AdapterConfig
+    state: Mapping[str, Tensor]
+    class_names: tuple[str, ...]
 
 
 def adapter_state(
@@ -72,7 +90,10 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor], name: str 
 def save_adapter(
     model: nn.Module, folder: str | Path, name: str = "default", save_embeddings: SaveEmbeddings = "auto"
 ) -> None:
-    """Write the adapter into folder as PEFT does; a name other than "default" gets a folder of its own inside."""
+    """Write the adapter into folder as PEFT does; a name other than "default" gets a folder of its own inside.
+
+    A classifier's names of its classes lie beside PEFT's files.
+    """
     book = adapters_of(model)
     book.check(name)
     folder = Path(folder) if name == "default" else Path(folder) / name
@@ -85,6 +106,9 @@ def save_adapter(
     config = book.configs[name]
     fields = config.to_dict() | {"inference_mode": True}
     type(config).from_dict(fields).save_pretrained(folder)
+    names = book.class_names.of(name, book.active)
+    if names and config.task_type in CLASSIFICATION:
+        write_class_names(folder, names)
 
 
 def load_adapter(
@@ -92,37 +116,45 @@ def load_adapter(
 ) -> Adapters:
     """Attach the adapter that lies in folder and load its tensors; it trains only if trainable.
 
-    An adapter of this name is replaced. Raises AdapterError for a folder without an adapter, damaged or pickled
-    weights, and tensors that do not fit; then the model is as it was.
+    The config of a classifier gets the names of the classes. An adapter of this name is replaced. Raises AdapterError
+    for a folder without an adapter, damaged or pickled weights, and tensors that do not fit; then the model is as it
+    was.
     """
     config = config_from_fields(read_config_fields(folder))
     config.inference_mode = not trainable
-    state = read_adapter_tensors(folder)
+    names = read_class_names(folder) if config.task_type in CLASSIFICATION else ()
+    content = _Content(config, read_adapter_tensors(folder), names)
     book = adapters_of(model)
-    replaced = (book.configs[name], adapter_state(model, name, False)) if name in book.configs else None
+    replaced = _content_of(book, name) if name in book.configs else None
     before = list(book.active)
     if replaced is not None:
         book.remove(name)
     try:
-        return _attach_loaded(model, config, state, name, float32)
+        return _attach_loaded(model, content, name, float32)
     except LorasmithError as error:
         if name in book.configs:
             book.remove(name)
         if replaced is not None:
-            _attach_loaded(model, *replaced, name, float32)
+            _attach_loaded(model, replaced, name, float32)
         book.activate(before)
         if isinstance(error, AdapterError):
             raise AdapterError(f"{Path(folder) / WEIGHTS_FILE}: {error}") from None
         raise
 
 
-def _attach_loaded(
-    model: nn.Module, config: AdapterConfig, state: Mapping[str, Tensor], name: str, float32: bool
-) -> Adapters:
-    _refuse_foreign_embeddings(model, config, state)
-    _resize_embeddings(model, state)
-    book = attach(model, config, name, float32)
-    load_adapter_state(model, state, name)
+def _content_of(book: Adapters, name: str) -> _Content:
+    state = adapter_state(book.model, name, save_embeddings=False)
+    return _Content(book.configs[name], state, book.class_names.of(name, book.active))
+
+
+def _attach_loaded(model: nn.Module, content: _Content, name: str, float32: bool) -> Adapters:
+    _refuse_foreign_embeddings(model, content.config, content.state)
+    _resize_embeddings(model, content.state)
+    book = attach(model, content.config, name, float32)
+    load_adapter_state(model, content.state, name)
+    if content.class_names:
+        # the adapter acts since it was attached
+        name_classes_(model, content.class_names)
     return book
 
 

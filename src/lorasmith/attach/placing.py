@@ -12,12 +12,12 @@ from lorasmith.attach.saved_module import SavedModule
 from lorasmith.attach.selection import base_modules, model_type, select
 from lorasmith.errors import AttachError, nearest
 from lorasmith.methods import (
+    CLASSIFICATION,
     AdapterConfig,
     InputMethod,
     SelectiveMethod,
     SiteMethod,
     TargetedConfig,
-    TaskType,
     layer_spec,
     method_of,
     named,
@@ -161,7 +161,7 @@ def _place_selection(book: Adapters, config: AdapterConfig, method: SelectiveMet
 
 def _complete_modules_to_save(model: nn.Module, config: AdapterConfig) -> None:
     """A classifier's head is new, so it is always trained and saved, as in PEFT."""
-    if config.task_type not in (TaskType.SEQ_CLS, TaskType.TOKEN_CLS):
+    if config.task_type not in CLASSIFICATION:
         return
     heads = [name for name, _ in model.named_children() if name in HEADS]
     wanted = list(config.modules_to_save or [])

@@ -1,9 +1,11 @@
 """Soft prompts on a transformers model: virtual tokens enter below the backbone and leave above it unseen."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import ModelOutput
 
 from lorasmith.errors import AttachError
 from lorasmith.methods import Prompt
@@ -16,8 +18,9 @@ class PromptEncoder(nn.ModuleDict):
 class Prompted:
     """Puts an adapter's virtual tokens before every input of the backbone, and cuts them off its output.
 
-    So the head, the loss and generation see as many positions as there are real tokens. With a filled cache only the
-    attention mask and the positions are moved on.
+    So the head, the loss and generation see as many positions as there are real tokens, and so do hidden states and
+    attentions (whose rows then sum to what real tokens got). With a filled cache only the attention mask and the
+    positions are moved on.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -87,13 +90,26 @@ class Prompted:
     def _cut(self, backbone: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         if self.prompt is None:
             return None
-        hidden = output[0]
+        if not isinstance(output, ModelOutput):
+            raise AttachError("soft prompts find the tokens in a backbone's output by name; leave return_dict at True")
+        count = self.prompt.embeddings().shape[0]
         # after _extend the backbone was called with embeddings only
         asked = kwargs["inputs_embeds"].shape[1]
-        count = self.prompt.embeddings().shape[0]
-        if hidden.shape[1] == asked and asked > count and _was_first(kwargs, asked):
+        past = kwargs.get("past_key_values")
+        total = asked if past is None else int(past.get_seq_length())
+        virtual = count if output[0].shape[1] == asked == total > count else 0
+        if virtual:
             key = next(iter(output.keys()))
-            output[key] = hidden[:, count:]
+            output[key] = output[key][:, virtual:]
+        # B batch, H heads, T tokens, K keys, D model width
+        cuts: dict[str, Callable[[Tensor], Tensor]] = {
+            "hidden_states": lambda state_BTD: state_BTD[:, virtual:],
+            "attentions": lambda weights_BHTK: _real_keys(weights_BHTK[:, :, virtual:], count, total),
+            "cross_attentions": lambda weights_BHTK: weights_BHTK[:, :, virtual:],
+        }
+        for key in cuts.keys() & output.keys():
+            # a layer that was not asked for is None
+            output[key] = tuple(layer if layer is None else cuts[key](layer) for layer in output[key])
         return output
 
 
@@ -105,6 +121,10 @@ def _positions(positions: Tensor, count: int, first: bool) -> Tensor:
     return torch.cat([virtual, moved], 1)
 
 
-def _was_first(kwargs: dict[str, Any], asked: int) -> bool:
-    past = kwargs.get("past_key_values")
-    return past is None or past.get_seq_length() == asked
+def _real_keys(weights_BHTK: Tensor, count: int, total: int) -> Tensor:
+    """The weights without those of the count virtual tokens that come first of total.
+
+    A window that slides keeps fewer keys than that, and has dropped some or all of the virtual ones.
+    """
+    dropped = max(0, total - weights_BHTK.shape[-1])
+    return weights_BHTK[..., max(0, count - dropped) :]

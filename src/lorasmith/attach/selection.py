@@ -11,7 +11,7 @@ from lorasmith.attach.adapted import Adapted
 from lorasmith.attach.prompted import PromptEncoder
 from lorasmith.attach.saved_module import SavedModule
 from lorasmith.errors import AttachError, nearest
-from lorasmith.methods import SiteMethod, TargetedConfig, TaskType, layer_number, matches, named
+from lorasmith.methods import CLASSIFICATION, SiteMethod, TargetedConfig, layer_number, matches, named
 from lorasmith.models.families import HEADS
 from lorasmith.quantized import QuantizedLinear
 
@@ -78,7 +78,7 @@ def _named(model: nn.Module, config: TargetedConfig) -> list[str]:
 
 def _all_linear(model: nn.Module, config: TargetedConfig) -> list[str]:
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
-    classifies = config.task_type in (TaskType.SEQ_CLS, TaskType.TOKEN_CLS) and isinstance(model, PreTrainedModel)
+    classifies = config.task_type in CLASSIFICATION and isinstance(model, PreTrainedModel)
     return [
         path
         for path, module in base_modules(model)

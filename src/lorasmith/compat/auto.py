@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
+from lorasmith.attach import read_class_names
 from lorasmith.compat.adapter_folder import adapter_folder
 from lorasmith.compat.peft_model import PeftModel
 from lorasmith.errors import AdapterError
@@ -26,6 +27,8 @@ class _AutoPeftModel:
         cls, model_id: str | Path, adapter_name: str = "default", is_trainable: bool = False, **options: Any
     ) -> PeftModel:
         """The base that the adapter's config names, with the adapter attached; options go to the base's loading.
+
+        The head of a classifier gets as many rows as the adapter names classes, unless options say otherwise.
 
         Raises AdapterError where the config names no base model.
         """
@@ -43,6 +46,9 @@ class _AutoPeftModel:
                 f"{folder}/adapter_config.json: base_model_name_or_path is empty; load the base yourself and use "
                 "PeftModel.from_pretrained"
             )
+        names = read_class_names(folder)
+        if names and not {"config", "num_labels", "id2label"} & set(options):
+            options["num_labels"] = len(names)
         model = cls.auto_class.from_pretrained(base, revision=config.revision, **options)
         return PeftModel.from_pretrained(model, folder, adapter_name, is_trainable)
 

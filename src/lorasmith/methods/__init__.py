@@ -4,11 +4,12 @@ from lorasmith.methods.config import CONFIG_FILE, AdapterConfig, LayeredConfig, 
 from lorasmith.methods.layer import LayerSpec, dense_weight, frozen_product, layer_spec
 from lorasmith.methods.matching import layer_number, matches, named
 from lorasmith.methods.method import InputMethod, Method, Prompt, SelectiveMethod, SiteMethod
-from lorasmith.methods.names import PeftType, TaskType
+from lorasmith.methods.names import CLASSIFICATION, PeftType, TaskType
 from lorasmith.methods.registry import config_from_fields, method_of, methods
 from lorasmith.methods.site import Site, Vector
 
 __all__ = [
+    "CLASSIFICATION",
     "CONFIG_FILE",
     "AdapterConfig",
     "InputMethod",

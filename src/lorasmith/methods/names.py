@@ -20,3 +20,7 @@ class TaskType(StrEnum):
     TOKEN_CLS = "TOKEN_CLS"
     QUESTION_ANS = "QUESTION_ANS"
     FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
+
+
+# tasks whose head is new for every set of classes, and so is trained and saved with the adapter
+CLASSIFICATION = (TaskType.SEQ_CLS, TaskType.TOKEN_CLS)

@@ -2,7 +2,7 @@
 
 The base model has read where everybody was born, as statements, and it completes these; it has never seen this question
 answered, and says a name instead of a town. What is learned is to answer a question with a fact that the base holds:
-people and things of test stories (12 and 24 of them) occur in no training story, so no answer can be learned by heart.
+people and things of test stories (24 of each) occur in no training story, so no answer can be learned by heart.
 """
 
 import random
@@ -58,10 +58,13 @@ def make_task(world: World, train: int, validation: int, seed: int) -> Task:
 
 
 def split_world(world: World) -> tuple[World, World]:
-    """Two worlds without a common person or thing: three quarters to train on, one quarter to test on."""
+    """Two worlds without a common person or thing, to train and to test on: half the people, three quarters of things.
+
+    Half, since the questions are about people: as many facts as there are people can be asked.
+    """
     rng = random.Random(SPLIT_SEED)
     things, people = rng.sample(world.things, len(world.things)), rng.sample(world.people, len(world.people))
-    cut, parting = len(things) * 3 // 4, len(people) * 3 // 4
+    cut, parting = len(things) * 3 // 4, len(people) // 2
     return (
         World(tuple(things[:cut]), tuple(people[:parting])),
         World(tuple(things[cut:]), tuple(people[parting:])),

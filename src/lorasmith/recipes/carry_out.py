@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorasmith.atomic import write_text
-from lorasmith.attach import save_adapter
+from lorasmith.attach import class_names, name_classes_, save_adapter
 from lorasmith.evaluation import Scores, compare
 from lorasmith.planning import MemoryPlan
 from lorasmith.quantized import count_parameters, stored_bytes
@@ -88,6 +88,8 @@ def _carried_out(work: Work, echo: Echo, resume: bool) -> FinishedRun:
     began = time.perf_counter()
     if work.recipe.task == "causal":
         stop_after_answers_(work.model, work.dataset.answer_ends)
+    else:
+        _name_classes(work)
     layout = layout_of(work.model, work.recipe)
     if layout.note:
         echo(f"note: {layout.note}")
@@ -110,6 +112,13 @@ def _carried_out(work: Work, echo: Echo, resume: bool) -> FinishedRun:
     for line in outcome.lines():
         echo(line)
     return FinishedRun(work.folder.path, outcome.before, outcome.after, result)
+
+
+def _name_classes(work: Work) -> None:
+    names = work.dataset.label_names
+    # labels that are numbers name nothing, and a model in memory may have classes that these data lack
+    if len(names) == len(class_names(work.model)) and not all(name.isdigit() for name in names):
+        name_classes_(work.model, names)
 
 
 def _scorer(work: Work, layout: Layout) -> Scorer | None:

@@ -59,9 +59,5 @@ def _work(prepared: Prepared, folder: RunFolder, logging: list[Logger], echo: Ec
         torch.manual_seed(recipe.seed)
         fit_embeddings_(loaded.model, prepared.tokenizer)
         attach(loaded.model, method_config(recipe.method, recipe.task, recipe.model.path))
-    if recipe.task == "classification":
-        names = dict(enumerate(prepared.dataset.label_names))
-        loaded.model.config.id2label = names
-        loaded.model.config.label2id = {name: number for number, name in names.items()}
     echo(str(count_parameters(loaded.model)))
     return Work(recipe, loaded.model, prepared.tokenizer, prepared.dataset, folder, logging)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lorasmith.attach import WEIGHTS_FILE, load_adapter
+from lorasmith.attach import WEIGHTS_FILE, load_adapter, read_class_names
 from lorasmith.errors import AdapterError, ModelError
 from lorasmith.methods.config import CONFIG_FILE, read_config_fields
 from lorasmith.models.checkpoint import Checkpoint
@@ -117,7 +117,8 @@ def _base_of(folder: Path) -> str:
 def _storage(folders: list[Path]) -> Storage:
     """Task and classes as the first adapter states them, the weights as they are stored."""
     if folders and read_config_fields(folders[0]).get("task_type") == "SEQ_CLS":
-        return Storage("classification", None, tuple(str(number) for number in range(_classes(folders[0]))))
+        names = read_class_names(folders[0]) or tuple(map(str, range(_classes(folders[0]))))
+        return Storage("classification", None, names)
     return Storage("causal", None)
 
 
