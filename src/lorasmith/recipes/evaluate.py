@@ -8,11 +8,12 @@ from transformers import PreTrainedTokenizerBase
 
 from lorasmith.attach import adapters_of
 from lorasmith.data import Example
-from lorasmith.errors import DataError
+from lorasmith.errors import DataError, InputError
 from lorasmith.evaluation import Scores
 from lorasmith.models.checkpoint import Checkpoint
 from lorasmith.recipes.base_model import Storage, open_base
 from lorasmith.recipes.dataset import build_dataset, encode_settings, encode_sources
+from lorasmith.recipes.positions import positions_in
 from lorasmith.recipes.scoring import scorer
 from lorasmith.recipes.sections import DataSection, DataSource, Task
 from lorasmith.recipes.streams import Layout, scoring_loader
@@ -86,15 +87,17 @@ def _examples(
 
 def _data_section(request: EvaluationRequest, subject: Subject, checkpoint: Checkpoint) -> DataSection:
     """The run's data section with what the request says on top."""
-    context = checkpoint.config.get("max_position_embeddings") or 1024
+    context = positions_in(checkpoint.config)
     changes: dict[str, object] = {} if request.max_length is None else {"max_length": request.max_length}
+    if context is not None and (request.max_length or 0) > context:
+        raise InputError(f"max_length={request.max_length}: the model was made for {context} positions; use fewer")
     if request.data is None and subject.recipe is None:
         raise DataError(f"{request.subject} is no run, so it has no data of its own; name a file with --data")
     if request.data is not None:
         changes["train"] = [DataSource(path=request.data)]
     if subject.recipe is not None:
         return subject.recipe.data.model_copy(update=changes)
-    return DataSection.model_validate({"train": request.data, "max_length": min(1024, context)}).model_copy(
+    return DataSection.model_validate({"train": request.data, "max_length": min(1024, context or 1024)}).model_copy(
         update=changes
     )
 
