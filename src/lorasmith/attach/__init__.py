@@ -11,7 +11,7 @@ from lorasmith.attach.files import (
     save_adapter,
 )
 from lorasmith.attach.merging import make_dense, merge_and_unload, merge_in_place, unload, unmerge
-from lorasmith.attach.placing import attach
+from lorasmith.attach.placing import attach, is_taken_by_torch
 from lorasmith.attach.saved_module import SavedModule
 from lorasmith.attach.selection import ALL_LINEAR, base_modules
 
@@ -27,6 +27,7 @@ __all__ = [
     "adapters_of",
     "attach",
     "base_modules",
+    "is_taken_by_torch",
     "load_adapter",
     "load_adapter_state",
     "make_dense",

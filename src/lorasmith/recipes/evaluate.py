@@ -18,6 +18,7 @@ from lorasmith.recipes.scoring import scorer
 from lorasmith.recipes.sections import DataSection, DataSource, Task
 from lorasmith.recipes.streams import Layout, scoring_loader
 from lorasmith.recipes.subject import (
+    BASE,
     LoadedSubject,
     Subject,
     find_subject,
@@ -112,5 +113,5 @@ def _scores(loaded: LoadedSubject, subject: Subject, examples: list[Example], ba
         if voice is not None:
             book.activate([voice], trainable=False)
         with book.disabled() if voice is None else nullcontext():
-            found[voice or "base"] = score()
+            found[voice or BASE] = score()
     return found
