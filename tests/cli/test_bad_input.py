@@ -339,3 +339,9 @@ def test_scoring_with_rows_longer_than_the_models_positions(lorasmith, gpt2, rea
     answer = lorasmith("evaluate", gpt2, "--data", tmp_path / "long.jsonl", "--max-length", 40)
     refused(answer, 2, "max_length=40", "16")
     assert not reads
+
+
+def test_a_prompt_and_a_file_of_prompts(lorasmith, model, reads, tmp_path):
+    (tmp_path / "prompts.txt").write_text("the cat\n")
+    refused(lorasmith("generate", model, "the dog", "--file", tmp_path / "prompts.txt"), 2, "--file")
+    assert not reads
