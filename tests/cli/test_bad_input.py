@@ -345,3 +345,29 @@ def test_a_prompt_and_a_file_of_prompts(lorasmith, model, reads, tmp_path):
     (tmp_path / "prompts.txt").write_text("the cat\n")
     refused(lorasmith("generate", model, "the dog", "--file", tmp_path / "prompts.txt"), 2, "--file")
     assert not reads
+
+
+@pytest.mark.parametrize("command", ["evaluate", "generate", "merge", "quantize"])
+def test_code_in_a_model_folder_runs_when_it_is_asked_for(lorasmith, model, data_file, tmp_path, command):
+    loaded = load(model)
+    attach(loaded.model, LoraConfig(r=2, target_modules="all-linear", base_model_name_or_path=str(model)))
+    save_adapter(loaded.model, tmp_path / "adapter")
+    mark = tmp_path / "it ran"
+    (model / "modeling_x.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        f"open({str(mark)!r}, 'w')\nclass X(LlamaConfig): pass\nclass Y(LlamaForCausalLM): config_class = X\n"
+    )
+    config = json.loads((model / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "modeling_x.X", "AutoModelForCausalLM": "modeling_x.Y"}
+    (model / "config.json").write_text(json.dumps(config))
+    given = {
+        "evaluate": (model, "--data", data_file),
+        "generate": (model, "the cat", "--max-new-tokens", 2),
+        "merge": (tmp_path / "adapter", "--out", tmp_path / "out"),
+        "quantize": (model, "--out", tmp_path / "out"),
+    }[command]
+    refused(lorasmith(command, *given), 2, "modeling_x.py", "--trust-remote-code")
+    assert not mark.exists()
+    answer = lorasmith(command, *given, "--trust-remote-code")
+    assert answer.code == 0, answer.err
+    assert mark.exists()

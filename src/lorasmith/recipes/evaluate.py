@@ -40,6 +40,7 @@ class EvaluationRequest:
     max_length: int | None = None
     batch_size: int = 8
     device: str = "auto"
+    trust_remote_code: bool = False
 
 
 def evaluate(request: EvaluationRequest) -> dict[str, Scores]:
@@ -47,7 +48,8 @@ def evaluate(request: EvaluationRequest) -> dict[str, Scores]:
 
     Raises InputError for what is wrong with the subject or the data, before weights are read.
     """
-    subject = with_quantization(find_subject(request.subject, request.adapters), request.quantization)
+    found = find_subject(request.subject, request.adapters, trust_remote_code=request.trust_remote_code)
+    subject = with_quantization(found, request.quantization)
     if request.task is not None and request.task != subject.storage.task:
         storage = Storage(request.task, subject.storage.quantization, subject.storage.labels)
         subject = Subject(subject.base, storage, subject.adapters, subject.recipe)

@@ -60,7 +60,8 @@ def find_subject(
     run = _run_of(folder)
     if run is not None:
         recipe = read_recipe(run.recipe)
-        section = recipe.model.model_copy(update={"path": base} if base else {})
+        changes = ({"path": base} if base else {}) | ({"trust_remote_code": True} if trust_remote_code else {})
+        section = recipe.model.model_copy(update=changes)
         storage = Storage(recipe.task, recipe.quantization, tuple(recipe.data.labels or ()))
         return Subject(section, storage, named, recipe)
     model = base or (_base_of(folders[0]) if _is_adapter(folder) else path)
