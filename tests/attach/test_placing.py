@@ -83,7 +83,7 @@ def test_bitfit_without_biases_is_refused():
         attach(llama(attention_bias=False), BitFitConfig())
 
 
-@pytest.mark.parametrize("name", ["", "a.b", "keys"])
+@pytest.mark.parametrize("name", ["", "a.b", "keys", "training"])
 def test_names_that_would_break_paths_are_refused(name):
     with pytest.raises(AttachError, match="adapter name"):
         attach(llama(), LoraConfig(), name)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from lorasmith.attach import attach, save_adapter
 from lorasmith.methods.lora import LoraConfig
@@ -307,3 +308,66 @@ def test_a_device_that_is_not_there(train, model, reads):
         pytest.skip("this machine has CUDA")
     refused(train(model, "--device", "cuda"), 2, "cuda", "--device auto")
     assert not reads
+
+
+@pytest.fixture
+def gpt2(model, tmp_path):
+    """A model whose positions are a table: there is no row beyond the last one."""
+    folder = tmp_path / "gpt2"
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=32, n_layer=1, n_head=2, n_positions=16)).save_pretrained(folder)
+    return folder
+
+
+def test_a_prompt_longer_than_the_models_positions(lorasmith, gpt2):
+    refused(lorasmith("generate", gpt2, "the cat sees a fish . " * 9), 2, "16 positions", "shorten")
+
+
+def test_an_answer_ends_where_the_models_positions_end(lorasmith, gpt2):
+    answer = lorasmith("generate", gpt2, "the cat", "--max-new-tokens", 100)
+    assert answer.code == 0, answer.err
+
+
+def test_scoring_cuts_text_at_the_models_positions_whatever_the_config_calls_them(lorasmith, gpt2, tmp_path):
+    write_jsonl(tmp_path / "long.jsonl", [{"text": "the cat sees a fish . " * 9}] * 3)
+    answer = lorasmith("evaluate", gpt2, "--data", tmp_path / "long.jsonl")
+    assert answer.code == 0, answer.err
+
+
+def test_scoring_with_rows_longer_than_the_models_positions(lorasmith, gpt2, reads, tmp_path):
+    write_jsonl(tmp_path / "long.jsonl", [{"text": "the cat sees a fish . " * 9}] * 3)
+    answer = lorasmith("evaluate", gpt2, "--data", tmp_path / "long.jsonl", "--max-length", 40)
+    refused(answer, 2, "max_length=40", "16")
+    assert not reads
+
+
+def test_a_prompt_and_a_file_of_prompts(lorasmith, model, reads, tmp_path):
+    (tmp_path / "prompts.txt").write_text("the cat\n")
+    refused(lorasmith("generate", model, "the dog", "--file", tmp_path / "prompts.txt"), 2, "--file")
+    assert not reads
+
+
+@pytest.mark.parametrize("command", ["evaluate", "generate", "merge", "quantize"])
+def test_code_in_a_model_folder_runs_when_it_is_asked_for(lorasmith, model, data_file, tmp_path, command):
+    loaded = load(model)
+    attach(loaded.model, LoraConfig(r=2, target_modules="all-linear", base_model_name_or_path=str(model)))
+    save_adapter(loaded.model, tmp_path / "adapter")
+    mark = tmp_path / "it ran"
+    (model / "modeling_x.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        f"open({str(mark)!r}, 'w')\nclass X(LlamaConfig): pass\nclass Y(LlamaForCausalLM): config_class = X\n"
+    )
+    config = json.loads((model / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "modeling_x.X", "AutoModelForCausalLM": "modeling_x.Y"}
+    (model / "config.json").write_text(json.dumps(config))
+    given = {
+        "evaluate": (model, "--data", data_file),
+        "generate": (model, "the cat", "--max-new-tokens", 2),
+        "merge": (tmp_path / "adapter", "--out", tmp_path / "out"),
+        "quantize": (model, "--out", tmp_path / "out"),
+    }[command]
+    refused(lorasmith(command, *given), 2, "modeling_x.py", "--trust-remote-code")
+    assert not mark.exists()
+    answer = lorasmith(command, *given, "--trust-remote-code")
+    assert answer.code == 0, answer.err
+    assert mark.exists()

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -162,3 +163,12 @@ def test_a_chat_ends_with_an_empty_line(lorasmith, model_folder, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
     answer = lorasmith("generate", model_folder, "--max-new-tokens", 2)
     assert answer.code == 0, answer.err
+
+
+@pytest.mark.parametrize("name", ["train", "training", "base"])
+def test_a_folder_may_have_any_name(lorasmith, model_folder, adapter_folder, data_file, tmp_path, name):
+    shutil.copytree(adapter_folder, tmp_path / name)
+    answer = lorasmith("evaluate", model_folder, "--adapter", tmp_path / name, "--data", data_file)
+    assert answer.code == 0, answer.err
+    voices = {line.split(":")[0] for line in answer.out.splitlines()}
+    assert voices == {"base", f"{name}-adapter"}

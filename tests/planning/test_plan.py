@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tests.tiny import bert, llama, quantized
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from lorasmith.attach import attach
 from lorasmith.errors import PlanError
@@ -141,3 +142,12 @@ def test_resident_memory_grows_with_what_is_written():
     assert resident_bytes() - before > 60 << 20
     assert peak_resident_bytes() >= resident_bytes() - (1 << 20)
     assert held.sum() == 64 << 20
+
+
+def test_a_forward_that_fails_without_data_writes_no_traceback(caplog):
+    # the grouped product of experts takes float32 on a CPU, its shape function bfloat16 alone
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    experts = MixtralForCausalLM(MixtralConfig(**sizes, vocab_size=64, num_hidden_layers=1, num_local_experts=2))
+    with pytest.raises(PlanError, match="MixtralForCausalLM"):
+        plan(adapted(experts), settings())
+    assert not caplog.records

@@ -12,7 +12,7 @@ from lorasmith.attach.files import (
     save_adapter,
 )
 from lorasmith.attach.merging import make_dense, merge_and_unload, merge_in_place, unload, unmerge
-from lorasmith.attach.placing import attach
+from lorasmith.attach.placing import attach, is_taken_by_torch
 from lorasmith.attach.saved_module import SavedModule
 from lorasmith.attach.selection import ALL_LINEAR, base_modules
 
@@ -30,6 +30,7 @@ __all__ = [
     "attach",
     "base_modules",
     "class_names",
+    "is_taken_by_torch",
     "load_adapter",
     "load_adapter_state",
     "make_dense",

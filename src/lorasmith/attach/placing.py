@@ -69,12 +69,17 @@ def attach(model: nn.Module, config: AdapterConfig, adapter_name: str = "default
     return book
 
 
+def is_taken_by_torch(name: str) -> bool:
+    """Whether PyTorch's ModuleDict has an attribute of that name, so that no adapter can."""
+    return hasattr(nn.ModuleDict(), name)
+
+
 def _check_name(book: Adapters, name: str) -> None:
     if not name or "." in name:
         raise AttachError(f"adapter name {name!r} must not be empty or hold a dot; choose a plain word")
     if name in book.configs:
         raise AttachError(f"adapter {name!r} exists already; choose another name or delete that one first")
-    if hasattr(nn.ModuleDict, name):
+    if is_taken_by_torch(name):
         raise AttachError(f"adapter name {name!r} is taken by PyTorch's ModuleDict; choose another")
 
 

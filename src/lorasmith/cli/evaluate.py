@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from lorasmith.cli.options import AdaptersOption, Device, DeviceOption, QuantizationOption, Task
+from lorasmith.cli.options import AdaptersOption, Device, DeviceOption, QuantizationOption, Task, TrustOption
 from lorasmith.recipes.evaluate import EvaluationRequest, evaluation_lines
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -20,6 +20,7 @@ def evaluate(
     max_length: Annotated[int | None, typer.Option(help="Tokens an example may have; longer text is cut.")] = None,
     batch_size: Annotated[int, typer.Option(help="Examples a batch.")] = 8,
     device: DeviceOption = Device.auto,
+    trust_remote_code: TrustOption = False,
 ) -> None:
     """Score a model on held-out data, with and without its adapter.
 
@@ -39,6 +40,7 @@ def evaluate(
         max_length=max_length,
         batch_size=batch_size,
         device=device.value,
+        trust_remote_code=trust_remote_code,
     )
     for line in evaluation_lines(request):
         typer.echo(line)

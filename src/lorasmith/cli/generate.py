@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from lorasmith.cli.options import AdaptersOption, Device, DeviceOption, QuantizationOption, TrustOption
+from lorasmith.errors import InputError
 from lorasmith.recipes.generate import Speaker, load_speaker, read_prompts
 from lorasmith.recipes.generation import GenerationSettings
 
@@ -37,6 +38,8 @@ def generate(
       lorasmith generate runs/my-llama-lora
     """
     settings = GenerationSettings(max_new_tokens, temperature, top_p, seed, raw)
+    if prompt is not None and file is not None:
+        raise InputError("a prompt and --file were given; leave one of them out")
     prompts = [prompt] if prompt is not None else read_prompts(file) if file else None
     speaker = load_speaker(
         model, tuple(adapter or ()), quantization=quantization, device=device.value, trust_remote_code=trust_remote_code

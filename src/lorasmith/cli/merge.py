@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lorasmith.cli.options import Device, DeviceOption
+from lorasmith.cli.options import Device, DeviceOption, TrustOption
 from lorasmith.recipes.merge import merge_adapter
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -27,6 +27,7 @@ def merge(
     model: Annotated[str | None, typer.Option(help="The base model, where the adapter does not name it.")] = None,
     dtype: Annotated[MergedType, typer.Option(help="Type of the merged weights.")] = MergedType.bf16,
     device: DeviceOption = Device.auto,
+    trust_remote_code: TrustOption = False,
 ) -> None:
     """Write the model with its adapter merged in, in 16 or 32 bits.
 
@@ -36,5 +37,8 @@ def merge(
     Example:
       lorasmith merge runs/my-llama-lora --out models/my-llama-tuned --dtype bf16
     """
-    for line in merge_adapter(adapter, out, base=model, dtype=dtype.value, device=device.value):
+    lines = merge_adapter(
+        adapter, out, base=model, dtype=dtype.value, device=device.value, trust_remote_code=trust_remote_code
+    )
+    for line in lines:
         typer.echo(line)

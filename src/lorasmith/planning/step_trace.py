@@ -5,9 +5,10 @@ keeps its log-sum-exp and activation functions that keep both factors are counte
 """
 
 import copy
+import logging
 import weakref
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -118,13 +119,24 @@ def trace_step(model: PreTrainedModel, settings: PlanSettings, *, whole: bool) -
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         twin = _fake_twin(model, mode)
-        with mode:
+        with _quiet_failures(), mode:
             return _run(twin, settings, whole)
     except Exception as error:  # any code of a model may fail without data, in any way
         raise PlanError(
             f"the memory of {type(model).__name__} cannot be predicted from shapes, because its forward failed "
             f"on fake tensors: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
         ) from error
+
+
+@contextmanager
+def _quiet_failures() -> Iterator[None]:
+    """No traceback of torch's on standard error for a failure that is told as one line."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    disabled, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = disabled
 
 
 def _fake_twin(model: PreTrainedModel, mode: FakeTensorMode) -> PreTrainedModel:

@@ -17,7 +17,7 @@ from lorasmith.recipes.adapter_home import adapter_home, home_of
 from lorasmith.recipes.dataset import Dataset
 from lorasmith.recipes.generation import stop_after_answers_
 from lorasmith.recipes.outcome import Outcome, Summary
-from lorasmith.recipes.prepare import context_of
+from lorasmith.recipes.positions import context_of
 from lorasmith.recipes.reading import write_recipe
 from lorasmith.recipes.recipe import Recipe
 from lorasmith.recipes.samples import Prompt, choose_prompts, generate_samples

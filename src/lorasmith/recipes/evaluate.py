@@ -8,15 +8,17 @@ from transformers import PreTrainedTokenizerBase
 
 from lorasmith.attach import adapters_of
 from lorasmith.data import Example
-from lorasmith.errors import DataError
+from lorasmith.errors import DataError, InputError
 from lorasmith.evaluation import Scores
 from lorasmith.models.checkpoint import Checkpoint
 from lorasmith.recipes.base_model import Storage, open_base
 from lorasmith.recipes.dataset import build_dataset, encode_settings, encode_sources
+from lorasmith.recipes.positions import positions_in
 from lorasmith.recipes.scoring import Scorer
 from lorasmith.recipes.sections import DataSection, DataSource, Task
 from lorasmith.recipes.streams import Layout, scoring_loader
 from lorasmith.recipes.subject import (
+    BASE,
     LoadedSubject,
     Subject,
     find_subject,
@@ -38,6 +40,7 @@ class EvaluationRequest:
     max_length: int | None = None
     batch_size: int = 8
     device: str = "auto"
+    trust_remote_code: bool = False
 
 
 def evaluate(request: EvaluationRequest) -> dict[str, Scores]:
@@ -45,7 +48,8 @@ def evaluate(request: EvaluationRequest) -> dict[str, Scores]:
 
     Raises InputError for what is wrong with the subject or the data, before weights are read.
     """
-    subject = with_quantization(find_subject(request.subject, request.adapters), request.quantization)
+    found = find_subject(request.subject, request.adapters, trust_remote_code=request.trust_remote_code)
+    subject = with_quantization(found, request.quantization)
     if request.task is not None and request.task != subject.storage.task:
         storage = Storage(request.task, subject.storage.quantization, subject.storage.labels)
         subject = Subject(subject.base, storage, subject.adapters, subject.recipe)
@@ -86,15 +90,17 @@ def _examples(
 
 def _data_section(request: EvaluationRequest, subject: Subject, checkpoint: Checkpoint) -> DataSection:
     """The run's data section with what the request says on top."""
-    context = checkpoint.config.get("max_position_embeddings") or 1024
+    context = positions_in(checkpoint.config)
     changes: dict[str, object] = {} if request.max_length is None else {"max_length": request.max_length}
+    if context is not None and (request.max_length or 0) > context:
+        raise InputError(f"max_length={request.max_length}: the model was made for {context} positions; use fewer")
     if request.data is None and subject.recipe is None:
         raise DataError(f"{request.subject} is no run, so it has no data of its own; name a file with --data")
     if request.data is not None:
         changes["train"] = [DataSource(path=request.data)]
     if subject.recipe is not None:
         return subject.recipe.data.model_copy(update=changes)
-    return DataSection.model_validate({"train": request.data, "max_length": min(1024, context)}).model_copy(
+    return DataSection.model_validate({"train": request.data, "max_length": min(1024, context or 1024)}).model_copy(
         update=changes
     )
 
@@ -109,5 +115,5 @@ def _scores(loaded: LoadedSubject, subject: Subject, examples: list[Example], ba
         if voice is not None:
             book.activate([voice], trainable=False)
         with book.disabled() if voice is None else nullcontext():
-            found[voice or "base"] = score()
+            found[voice or BASE] = score()
     return found

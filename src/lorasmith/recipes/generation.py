@@ -10,6 +10,7 @@ from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBa
 
 from lorasmith.errors import InputError, ModelError
 from lorasmith.models.quiet import quiet_transformers
+from lorasmith.recipes.positions import context_of
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,13 @@ class GenerationSettings:
         if self.temperature < 0 or not 0 < self.top_p <= 1:
             raise InputError(f"temperature={self.temperature}, top_p={self.top_p}: use 0 or more, and 0 < top_p <= 1")
 
-    def arguments(self) -> dict[str, Any]:
-        """The arguments of transformers' generate."""
+    def arguments(self, room: int | None = None) -> dict[str, Any]:
+        """The arguments of transformers' generate for an answer of room tokens at most; None: without that limit."""
+        longest = self.max_new_tokens if room is None else min(self.max_new_tokens, room)
         if self.temperature == 0:
-            return {"max_new_tokens": self.max_new_tokens, "do_sample": False, "temperature": None, "top_p": None}
+            return {"max_new_tokens": longest, "do_sample": False, "temperature": None, "top_p": None}
         sampling = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
-        return {"max_new_tokens": self.max_new_tokens, **sampling}
+        return {"max_new_tokens": longest, **sampling}
 
 
 class _Pieces(TextStreamer):
@@ -57,11 +59,13 @@ def continue_tokens(
 ) -> str:
     """What model says after input_ids [1, T], without special tokens; handed to on_text piece by piece.
 
-    The global random generators are left as they were. Raises ModelError for a model that generates nothing.
+    The answer ends where the model's positions end. The global random generators are left as they were.
+    Raises ModelError for a model that generates nothing, InputError for tokens that leave no position to answer at.
     """
     if not isinstance(model, GenerationMixin):
         raise ModelError(f"{type(model).__name__} generates no text; load a causal language model")
     speaker: Any = model
+    room = _room(model, input_ids.shape[1])
     ids = input_ids.to(model.device)
     # transformers warns that a length of the model's own settings is overruled, as is meant
     with torch.random.fork_rng(), quiet_transformers():
@@ -71,9 +75,20 @@ def continue_tokens(
             attention_mask=torch.ones_like(ids),
             pad_token_id=_padding(tokenizer),
             streamer=_Pieces(tokenizer, on_text),
-            **settings.arguments(),
+            **settings.arguments(room),
         )
     return str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
+
+
+def _room(model: PreTrainedModel, taken: int) -> int | None:
+    """Positions that are left behind so many tokens; None where the model states no limit."""
+    context = context_of(model)
+    if context is not None and taken >= context:
+        raise InputError(
+            f"the prompt has {taken} tokens, the model was made for {context} positions, the answer's included; "
+            "shorten it, or begin a new chat"
+        )
+    return None if context is None else context - taken
 
 
 def _padding(tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -17,7 +17,9 @@ from lorasmith.recipes.inspection import inspection_lines
 from lorasmith.recipes.subject import find_subject, tokenizer_of
 
 
-def merge_adapter(path: str, out: Path, *, base: str | None, dtype: str, device: str) -> Iterator[str]:
+def merge_adapter(
+    path: str, out: Path, *, base: str | None, dtype: str, device: str, trust_remote_code: bool = False
+) -> Iterator[str]:
     """Writes to out the dense model of type dtype with the adapter at path merged in; yields lines on what was done.
 
     The sum is made on the weights as the base stores them: in 16 or 32 bits, unless the base itself is quantized.
@@ -25,7 +27,7 @@ def merge_adapter(path: str, out: Path, *, base: str | None, dtype: str, device:
     cannot be written: before a weight is read.
     """
     out = new_folder(out)
-    subject = find_subject(path, base=base)
+    subject = find_subject(path, base=base, trust_remote_code=trust_remote_code)
     if not subject.adapters:
         raise AdapterError(f"{path} is no adapter and no run; name the folder of one, and the base with --model")
     checkpoint = open_base(subject.base)

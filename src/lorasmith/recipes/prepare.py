@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,6 +16,7 @@ from lorasmith.recipes.base_model import DTYPES, Storage, open_base, skeleton
 from lorasmith.recipes.dataset import Dataset, build_dataset
 from lorasmith.recipes.memory import free_bytes
 from lorasmith.recipes.method_section import method_config
+from lorasmith.recipes.positions import context_of, positions_in
 from lorasmith.recipes.recipe import Recipe
 from lorasmith.recipes.tokenizers import extend_tokenizer_, fit_embeddings_, load_tokenizer
 from lorasmith.training.precision import autocast_dtype
@@ -46,7 +46,7 @@ def prepare(recipe: Recipe) -> Prepared:
     checkpoint = open_base(recipe.model)
     tokenizer = load_tokenizer(checkpoint.folder, trust_remote_code=recipe.model.trust_remote_code)
     extend_tokenizer_(tokenizer, recipe.tokenizer)
-    recipe = with_length(recipe, _positions(checkpoint.config))
+    recipe = with_length(recipe, positions_in(checkpoint.config))
     dataset = build_dataset(recipe.data, recipe.task, tokenizer, recipe.seed)
     recipe = with_labels(recipe, dataset)
     model = skeleton(checkpoint, recipe.model, storage_of(recipe), device)
@@ -94,12 +94,6 @@ def with_length(recipe: Recipe, context: int | None) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_length": length})})
 
 
-def _positions(config: dict[str, Any]) -> int | None:
-    inner = config.get("text_config") or {}
-    named = [place.get(name) for place in (config, inner) for name in ("max_position_embeddings", "n_positions")]
-    return next((value for value in named if isinstance(value, int)), None)
-
-
 def with_labels(recipe: Recipe, dataset: Dataset) -> Recipe:
     """The recipe with the classes that were found in the data."""
     if recipe.task != "classification":
@@ -111,11 +105,6 @@ def with_labels(recipe: Recipe, dataset: Dataset) -> Recipe:
 def storage_of(recipe: Recipe) -> Storage:
     """How the recipe holds its base model."""
     return Storage(recipe.task, recipe.quantization, tuple(recipe.data.labels or ()))
-
-
-def context_of(model: PreTrainedModel) -> int | None:
-    """Positions that model was made for; None where its config states no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def predict_memory(model: PreTrainedModel, recipe: Recipe, dataset: Dataset, device: torch.device) -> MemoryPlan | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lorasmith.attach import WEIGHTS_FILE, load_adapter, read_class_names
+from lorasmith.attach import WEIGHTS_FILE, is_taken_by_torch, load_adapter, read_class_names
 from lorasmith.errors import AdapterError, ModelError
 from lorasmith.methods.config import CONFIG_FILE, read_config_fields
 from lorasmith.models.checkpoint import Checkpoint
@@ -21,6 +21,8 @@ from lorasmith.recipes.sections import ModelSection, QuantizationSection
 from lorasmith.recipes.tokenizers import has_tokenizer, load_tokenizer
 from lorasmith.training.run_folder import RunFolder
 
+# what commands call the model without any adapter
+BASE = "base"
 # saved with an adapter whose answers end with tokens of their own
 _GENERATION = "generation_config.json"
 
@@ -58,7 +60,8 @@ def find_subject(
     run = _run_of(folder)
     if run is not None:
         recipe = read_recipe(run.recipe)
-        section = recipe.model.model_copy(update={"path": base} if base else {})
+        changes = ({"path": base} if base else {}) | ({"trust_remote_code": True} if trust_remote_code else {})
+        section = recipe.model.model_copy(update=changes)
         storage = Storage(recipe.task, recipe.quantization, tuple(recipe.data.labels or ()))
         return Subject(section, storage, named, recipe)
     model = base or (_base_of(folders[0]) if _is_adapter(folder) else path)
@@ -143,11 +146,13 @@ def with_quantization(subject: Subject, name: str | None) -> Subject:
 
 
 def _names(folders: list[Path]) -> list[str]:
-    """A name for each adapter: its run's or its folder's, without dots, numbered where two are alike."""
+    """A name for each adapter: its run's or its folder's, changed where no adapter may have it or two are alike."""
     names: list[str] = []
     for folder in folders:
         run = _run_of(folder)
         plain = (run.path if run else folder).name.replace(".", "_") or "adapter"
+        if plain == BASE or is_taken_by_torch(plain):
+            plain += "-adapter"
         alike = sum(name == plain or name.startswith(f"{plain}-") for name in names)
         names.append(f"{plain}-{alike + 1}" if alike else plain)
     return names

@@ -16,7 +16,8 @@ from lorasmith.quantized import QuantizedWeight
 from lorasmith.recipes.carry_out import Echo, FinishedRun, Work, begin, carry_out, make_loggers
 from lorasmith.recipes.dataset import Records, build_dataset
 from lorasmith.recipes.method_section import method_config, section_of
-from lorasmith.recipes.prepare import checked, context_of, with_labels, with_length
+from lorasmith.recipes.positions import context_of
+from lorasmith.recipes.prepare import checked, with_labels, with_length
 from lorasmith.recipes.reading import build_recipe
 from lorasmith.recipes.recipe import Recipe
 from lorasmith.recipes.resuming import refuse_other_recipe

@@ -118,3 +118,12 @@ def test_without_a_terminal_lines_are_few():
         display.log(step, VALUES)
     # the first, the last, and one every ten seconds, which do not pass
     assert len(output.getvalue().splitlines()) == 2
+
+
+def test_without_a_terminal_no_line_is_broken():
+    output = io.StringIO()
+    display = ProgressDisplay(Console(file=output, force_terminal=False, width=20))
+    display.start(0, 9)
+    display.log(9, VALUES)
+    display.log(9, {"eval_accuracy": 0.25, "eval_loss": 0.5})
+    assert len(output.getvalue().splitlines()) == 2

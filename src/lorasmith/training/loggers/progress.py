@@ -33,13 +33,13 @@ class ProgressDisplay:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         if "loss" not in values:
             shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-            self._console.print(f"step {step}: {shown}", highlight=False)
+            self._console.print(f"step {step}: {shown}", highlight=False, soft_wrap=True)
         elif self._progress is not None:
             self._progress.update(self._task, completed=step, description=_summary(values))
         elif step == self._total or time.perf_counter() - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = time.perf_counter()
             line = f"step {step}/{self._total}  {_summary(values)}  {self._remaining(step)}"
-            self._console.print(line, highlight=False)
+            self._console.print(line, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         if self._progress is not None:
