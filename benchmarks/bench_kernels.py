@@ -9,19 +9,17 @@ and its share is of a plain copy measured in the same run. Prints one table and 
 import argparse
 import ctypes
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import date
 from pathlib import Path
 
 import bitsandbytes
 import bitsandbytes.functional as theirs
 import torch
 from bitsandbytes.cextension import lib
+from quiet import Watch, machine
 from torch.nn import functional as F
 
 from lorasmith import ops
@@ -30,7 +28,6 @@ from lorasmith.formats import dynamic_map, formats
 
 RESULT = Path(__file__).parent / "results" / "kernels.json"
 BLOCKSIZE = 64
-MOST_FOREIGN_SHARE = 0.05
 MOST_ATTEMPTS = 6  # per batch that is wanted
 BATCH_SECONDS = 0.15
 
@@ -73,15 +70,13 @@ class Clock:
 
     def batch(self, function: Callable[[], object]) -> float | None:
         """Median seconds of a call over a batch of calls, None if others used the cores."""
-        busy, own, start = self._busy_seconds(), time.process_time(), time.perf_counter()
+        watch, start = Watch(time.process_time()), time.perf_counter()
         times = []
         while time.perf_counter() - start < BATCH_SECONDS or len(times) < 3:
             before = time.perf_counter()
             function()
             times.append(time.perf_counter() - before)
-        wall = time.perf_counter() - start
-        foreign = (self._busy_seconds() - busy) - (time.process_time() - own)
-        if self.guarded and foreign > MOST_FOREIGN_SHARE * wall * (os.cpu_count() or 1):
+        if self.guarded and watch.disturbed(time.process_time()):
             self.rejected += 1
             return None
         self.accepted += 1
@@ -101,15 +96,6 @@ class Clock:
         if not all(samples):
             raise SystemExit("other processes use the cores all the time; run this on a quiet machine")
         return statistics.median(samples[0]), statistics.median(samples[1])
-
-    def _busy_seconds(self) -> float:
-        """Seconds that all processes together have spent on all cores, steal by the host included."""
-        if not self.guarded:
-            return 0.0
-        user, nice, system, _idle, _wait, interrupt, soft, steal = map(
-            int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
-        )
-        return (user + nice + system + interrupt + soft + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def quantizing(size: int) -> list[Case]:
@@ -260,18 +246,9 @@ def line(row: Row) -> str:
     return f"{row.name:<42} {row.peer:<27} {times} {rate:>13}  {goal:<16} {row.rejected_batches:>3}"
 
 
-def machine() -> dict[str, object]:
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [text for text in cpuinfo.read_text().splitlines() if "model name" in text] if cpuinfo.exists() else []
-    return {
-        "date": date.today().isoformat(),
-        "processor": names[0].split(":")[1].strip() if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "bitsandbytes": bitsandbytes.__version__,
-        "kernels": sorted({status.why for status in ops.kernel_status() if status.op == "quantize_blockwise"}),
-    }
+def about_machine() -> dict[str, object]:
+    kernels = sorted({status.why for status in ops.kernel_status() if status.op == "quantize_blockwise"})
+    return {**machine(), "bitsandbytes": bitsandbytes.__version__, "kernels": kernels}
 
 
 def main() -> None:
@@ -285,7 +262,7 @@ def main() -> None:
     guarded = Path("/proc/stat").exists() and not arguments.accept_noise
     clock = Clock(guarded)
     copy_gb_per_s = copy_bandwidth(clock, arguments.batches)
-    about = {**machine(), "size": arguments.size, "guarded": guarded, "copy_gb_per_s": copy_gb_per_s}
+    about = {**about_machine(), "size": arguments.size, "guarded": guarded, "copy_gb_per_s": copy_gb_per_s}
     for key, value in about.items():
         print(f"{key}: {value}")
     print(f"\n{'ours':<42} {'beside':<27} {'ours ms':>9} {'theirs ms':>10} {'ratio':>8} {'GB/s  of copy':>13}  goal")

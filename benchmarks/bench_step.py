@@ -6,8 +6,8 @@ Every contestant lives in a process of its own, loads the same bf16 checkpoint i
 with the others, so that all see the same machine; a round that other processes disturbed is taken again. Rank 8 on all
 linear layers, AdamW, all tokens supervised, the same tokens for all. Peers run as their documentation sets them up and
 in the best setting found here. A contestant whose step takes over a minute is timed once. Memory is VmHWM, with
-anonymous and file pages at the end beside it. Model FLOPs are 4 a parameter and token (head included, recomputation not);
-their rate is set against an f32 and a bf16 product of 2048 x 2048 x 2048 in the same run.
+anonymous and file pages beside it. Model FLOPs are 4 a parameter and token (head included, recomputation not); their
+rate is set against the faster of an f32 and a bf16 product of 2048 x 2048 x 2048 in the same run.
 Writes results/step_SHAPE.json.
 """
 
@@ -236,31 +236,45 @@ def race(
                 workers[name].steps.append(taken | {"warm": 1})
     rows = []
     for name in names:
-        steps = [step for step in workers[name].steps if step["warm"]] or workers[name].steps
-        seconds = [step["seconds"] for step in steps]
-        memory = {key: max(step[key] for step in workers[name].steps) for key in ("VmHWM", "RssAnon", "RssFile")}
-        spread = {
-            "seconds": statistics.median(seconds),
-            "least": min(seconds),
-            "most": max(seconds),
-            "samples": len(seconds),
-        }
-        rows.append(
-            {
-                "name": name,
-                "load_seconds": workers[name].load_seconds,
-                "first_loss": workers[name].steps[0]["loss"],
-                **spread,
-                **memory,
-            }
-        )
+        rows.append({"name": name, **_summary(workers[name])})
         workers[name].close()
     return rows
+
+
+def _summary(worker: Worker) -> dict[str, Any]:
+    steps = [step for step in worker.steps if step["warm"]] or worker.steps
+    seconds = [step["seconds"] for step in steps]
+    return {
+        "seconds": statistics.median(seconds),
+        "least": min(seconds),
+        "most": max(seconds),
+        "samples": len(seconds),
+        "load_seconds": worker.load_seconds,
+        "first_loss": worker.steps[0]["loss"],
+        **{key: max(step[key] for step in worker.steps) for key in ("VmHWM", "RssAnon", "RssFile")},
+    }
 
 
 def _wanted(worker: Worker, rounds: int) -> bool:
     slow = worker.steps[0]["seconds"] > SLOW_SECONDS
     return not slow and sum(step["warm"] for step in worker.steps) < rounds
+
+
+def table_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """The printed table; ratios are to the first row."""
+    heads = ["s a step", "least", "most", "n", "x ours", "tokens/s", "of limit", "peak GiB", "anon"]
+    lines = [" " * 44 + "".join(f"{head:>9}" for head in heads)]
+    for row in rows:
+        times = [row["seconds"], row["least"], row["most"]]
+        cells = [f"{seconds:.2f}" for seconds in times] + [
+            str(row["samples"]),
+            f"{row['seconds'] / rows[0]['seconds']:.2f}",
+            f"{row['tokens_per_second']:.1f}",
+            f"{row['share_of_limit']:.0%}",
+            *(f"{row[key] / 2**30:.2f}" for key in ("VmHWM", "RssAnon")),
+        ]
+        lines.append(f"{row['name']:<44}" + "".join(f"{cell:>9}" for cell in cells))
+    return lines
 
 
 def main() -> None:
@@ -275,38 +289,25 @@ def main() -> None:
     if chosen.worker:
         work(chosen.worker, chosen.folder)
         return
-    shape, rows, length = SHAPES[chosen.shape]
+    shape, batch, length = SHAPES[chosen.shape]
     names = [name for name in CONTESTANTS if any(text in name for text in chosen.only)]
     rates = {str(dtype): matmul_rate(dtype) for dtype in (torch.float32, torch.bfloat16)}
-    about = {
-        **machine(),
-        "shape": chosen.shape,
-        "batch": [rows, length],
-        "guarded": not chosen.accept_noise,
-        "flops": rates,
-    }
+    about = {**machine(), "shape": chosen.shape, "batch": [batch, length], "guarded": not chosen.accept_noise}
+    about["matmul_flops"] = rates
     for key, value in about.items():
         print(f"{key}: {value}")
     with tempfile.TemporaryDirectory() as temporary:
         folder = chosen.folder or Path(temporary) / "model"
         if not (folder / "config.json").exists():
             make_checkpoint(folder, shape)
-        table = race(names, folder, chosen.rounds, (rows, length, shape.vocabulary), not chosen.accept_noise)
+        rows = race(names, folder, chosen.rounds, (batch, length, shape.vocabulary), not chosen.accept_noise)
     parameters = sum(torch.Size(size).numel() for name, size in shape.tensors() if "embed" not in name)
-    mine = table[0]
-    print(
-        f"\n{'':<44}{'s a step':>9}{'spread':>15}{'n':>3}{'x ours':>8}{'tokens/s':>9}{'of limit':>9}{'peak GiB':>9}{'anon':>6}"
-    )
-    for row in table:
-        row["tokens_per_second"] = rows * length / row["seconds"]
+    for row in rows:
+        row["tokens_per_second"] = batch * length / row["seconds"]
         row["share_of_limit"] = 4 * parameters * row["tokens_per_second"] / max(rates.values())
-        spread = f"{row['least']:.2f} to {row['most']:.2f}"
-        print(
-            f"{row['name']:<44}{row['seconds']:>9.2f}{spread:>15}{row['samples']:>3}{row['seconds'] / mine['seconds']:>8.2f}"
-            f"{row['tokens_per_second']:>9.1f}{row['share_of_limit']:>9.0%}{row['VmHWM'] / 2**30:>9.2f}{row['RssAnon'] / 2**30:>6.2f}"
-        )
+    print("\n".join(["", *table_lines(rows)]))
     result = Path(__file__).parent / "results" / f"step_{chosen.shape}.json"
-    write_text(result, json.dumps({**about, "rows": table}, indent=1) + "\n")
+    write_text(result, json.dumps({**about, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
