@@ -169,3 +169,11 @@ def test_a_disk_that_refuses_stops_the_run(place, monkeypatch):
 def test_float16_activations_stop_the_run(place):
     with pytest.raises(InputError, match="fp16"):
         examine(place_checks, replace(place, dtype=torch.float16))
+
+
+@pytest.mark.parametrize("instructions", [False, True])
+def test_bf16_on_a_processor_without_instructions_for_it_is_warned_of(place, monkeypatch, instructions):
+    monkeypatch.setattr("lorasmith.doctor.place.precision.bfloat16_instructions", lambda: instructions)
+    findings = examine(place_checks, replace(place, dtype=torch.bfloat16))
+    assert [finding.severity for finding in findings] == ([] if instructions else ["warning"])
+    assert all("training.dtype=fp32" in finding.message for finding in findings)

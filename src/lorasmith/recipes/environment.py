@@ -8,10 +8,18 @@ from collections.abc import Iterator
 import torch
 
 from lorasmith.ops import kernel_status
+from lorasmith.ops.precision import bfloat16_instructions
 
 PACKAGES = ("lorasmith", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic")
 OPTIONAL = ("datasets", "pyarrow", "matplotlib", "tensorboard", "wandb", "peft", "bitsandbytes", "accelerate")
-VARIABLES = ("LORASMITH_KERNELS", "LORASMITH_DEBUG", "OMP_NUM_THREADS", "HF_HOME", "HF_HUB_OFFLINE")
+VARIABLES = (
+    "LORASMITH_KERNELS",
+    "LORASMITH_CPU_LEVEL",
+    "LORASMITH_DEBUG",
+    "OMP_NUM_THREADS",
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+)
 
 
 def environment_lines() -> Iterator[str]:
@@ -36,7 +44,8 @@ def _version(name: str) -> str:
 
 
 def _devices() -> Iterator[str]:
-    yield f"device cpu: {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    products = "bf16 products" if bfloat16_instructions() else "no bf16 instructions, so such products are made in f32"
+    yield f"device cpu: {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, {products}"
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
         yield f"device cuda:{index}: {device.name}, {device.total_memory / 2**30:.1f} GiB"

@@ -13,6 +13,7 @@ from lorasmith.doctor import Place, examine, place_checks
 from lorasmith.errors import ModelError, RecipeError, nearest
 from lorasmith.methods import AdapterConfig
 from lorasmith.quantized import QuantizedWeight
+from lorasmith.recipes.base_model import DTYPES
 from lorasmith.recipes.carry_out import Echo, FinishedRun, Work, begin, carry_out, make_loggers
 from lorasmith.recipes.dataset import Records, build_dataset
 from lorasmith.recipes.method_section import method_config, section_of
@@ -67,7 +68,7 @@ def train(
     folder = RunFolder(Path(recipe.output))
     if not resume:
         folder.refuse_used()
-    findings = examine(place_checks, Place(folder.path, base.device, None))
+    findings = examine(place_checks, Place(folder.path, base.device, DTYPES.get(recipe.training.dtype)))
     recipe = with_length(recipe, context_of(base))
     dataset = build_dataset(recipe.data, recipe.task, tokenizer, recipe.seed, held)
     recipe = with_labels(recipe, dataset)

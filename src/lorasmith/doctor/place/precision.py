@@ -6,6 +6,7 @@ import torch
 
 from lorasmith.doctor.finding import Finding, error, warning
 from lorasmith.doctor.place.registry import Place, place_checks
+from lorasmith.ops.precision import bfloat16_instructions
 
 
 @place_checks.register("precision")
@@ -15,5 +16,10 @@ def precision(place: Place) -> Iterator[Finding]:
         yield error("dtype=fp16 overflows in training and is slow on a CPU; use bf16 or fp32")
     if place.dtype is not torch.bfloat16:
         return
+    if place.device.type == "cpu" and not bfloat16_instructions():
+        yield warning(
+            "this processor has no bf16 instructions: layers that are quantized or adapted are multiplied in f32, all "
+            "other linear layers are slow; adapt all linear layers, or set training.dtype=fp32"
+        )
     if place.device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         yield warning(f"{torch.cuda.get_device_name()} emulates bf16, which is slow; set training.dtype=fp32")
