@@ -1,5 +1,6 @@
 """The page as a browser gets it."""
 
+import json
 import re
 from html.parser import HTMLParser
 
@@ -107,3 +108,12 @@ def test_the_same_folder_gives_the_same_page(run_folder):
 def test_what_is_no_folder_is_refused(tmp_path):
     with pytest.raises(InputError, match="is not a run folder"):
         render_report(tmp_path / "absent")
+
+
+def test_each_of_the_ten_components_has_a_colour_of_its_own(run_folder):
+    components = {f"component {place}": 1e8 for place in range(10)}
+    (run_folder / "plan.json").write_text(json.dumps({"device": "cpu", "components": components}))
+    page = page_of(run_folder)
+    used = re.findall(r'class="swatch (p\d+)"', page)
+    colours = {re.search(rf"--{name}: (#\w+)", page).group(1) for name in used}
+    assert len(colours) == 10

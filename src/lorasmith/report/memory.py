@@ -3,6 +3,9 @@
 from lorasmith.report.run_data import RunData, mapping, number
 from lorasmith.report.words import size, text
 
+# p0 to p9 of the style sheet
+_COLOURS = 10
+
 
 def memory(run: RunData) -> str:
     """Predicted components as one bar, the measured peak as another on the same scale, and the figures."""
@@ -34,10 +37,14 @@ def measured_peak(run: RunData) -> float | None:
 
 def _predicted_bar(parts: dict[str, float], predicted: float, full: float) -> str:
     pieces = "".join(
-        f'<i class="p{place % 9}" style="width:{100 * amount / full:.2f}%" title="{text(name)}: {size(amount)}"></i>'
+        f'<i class="{_colour(place)}" style="width:{amount / full:.2%}" title="{text(name)}: {size(amount)}"></i>'
         for place, (name, amount) in enumerate(parts.items())
     )
     return _bar("predicted", predicted, full, pieces)
+
+
+def _colour(place: int) -> str:
+    return f"p{place % _COLOURS}"
 
 
 def _bar(name: str, amount: float, full: float, pieces: str) -> str:
@@ -53,7 +60,7 @@ def _deviation(predicted: float, measured: float | None) -> str:
 
 def _table(parts: dict[str, float]) -> str:
     rows = "".join(
-        f'<tr><td><i class="swatch p{place % 9}"></i>{text(name)}</td><td>{size(amount)}</td></tr>'
+        f'<tr><td><i class="swatch {_colour(place)}"></i>{text(name)}</td><td>{size(amount)}</td></tr>'
         for place, (name, amount) in enumerate(parts.items())
     )
     return f'<table class="parts">{rows}</table>' if rows else ""
