@@ -37,7 +37,7 @@ def measured_peak(run: RunData) -> float | None:
 
 def _predicted_bar(parts: dict[str, float], predicted: float, full: float) -> str:
     pieces = "".join(
-        f'<i class="{_colour(place)}" style="width:{100 * amount / full:.2f}%" title="{text(name)}: {size(amount)}"></i>'
+        f'<i class="{_colour(place)}" style="width:{amount / full:.2%}" title="{text(name)}: {size(amount)}"></i>'
         for place, (name, amount) in enumerate(parts.items())
     )
     return _bar("predicted", predicted, full, pieces)
