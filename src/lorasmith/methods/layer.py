@@ -82,9 +82,11 @@ def dense_weight(module: nn.Module, dtype: torch.dtype | None = None) -> Tensor:
 def frozen_product(module: nn.Module, x: Tensor) -> Product | None:
     """Multiplying x by the frozen weight of a linear layer; None where only the layer's own forward does it right.
 
-    That is: another kind of layer, a trained weight, hooks, or a type that the layer would refuse or convert x to.
+    That is: another kind of layer, a trained weight, hooks (accelerate's replace the forward to move weights in), or a
+    type that the layer would refuse or convert x to.
     """
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    if any(hooks) or "forward" in vars(module):
         return None
     free = torch.is_autocast_enabled(x.device.type)
     weight = module._parameters.get("weight")
