@@ -169,3 +169,8 @@ def test_a_disk_that_refuses_stops_the_run(place, monkeypatch):
 def test_float16_activations_stop_the_run(place):
     with pytest.raises(InputError, match="fp16"):
         examine(place_checks, replace(place, dtype=torch.float16))
+
+
+def test_a_single_held_out_example_is_told(job):
+    assert "only 1 example is held out" in messages(replace(job, held_out=1), "warning")[0]
+    assert not messages(replace(job, held_out=2), "warning")
