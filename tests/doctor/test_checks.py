@@ -177,3 +177,8 @@ def test_bf16_on_a_processor_without_instructions_for_it_is_warned_of(place, mon
     findings = examine(place_checks, replace(place, dtype=torch.bfloat16))
     assert [finding.severity for finding in findings] == ([] if instructions else ["warning"])
     assert all("training.dtype=fp32" in finding.message for finding in findings)
+
+
+def test_a_single_held_out_example_is_told(job):
+    assert "only 1 example is held out" in messages(replace(job, held_out=1), "warning")[0]
+    assert not messages(replace(job, held_out=2), "warning")

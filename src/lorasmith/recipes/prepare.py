@@ -80,6 +80,7 @@ def checked(
         plan=predicted,
         available=free_bytes(device),
         new_rows=new_rows,
+        held_out=len(dataset.validation),
         output=Path(recipe.output),
         kept_checkpoints=recipe.training.keep_checkpoints,
     )

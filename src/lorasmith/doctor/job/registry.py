@@ -20,6 +20,7 @@ class Job:
 
     context is the number of positions that the model was made for, None where it has no limit; available is the free
     memory of the device in bytes, None where it cannot be known; new_rows were added to the embedding for this run.
+    held_out is the number of examples to score, None where it is not known.
     output is the run folder, in which kept_checkpoints stay besides the best one.
     """
 
@@ -31,6 +32,7 @@ class Job:
     plan: MemoryPlan | None
     available: int | None
     new_rows: int = 0
+    held_out: int | None = None
     output: Path | None = None
     kept_checkpoints: int = 2
 
