@@ -268,7 +268,7 @@ def test_a_loss_that_turns_nan_keeps_the_last_good_checkpoint(train, model, tmp_
 
 def test_code_in_a_model_folder(train, model, reads, tmp_path):
     mark = tmp_path / "it ran"
-    (model / "modeling_x.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    (model / "modeling_x.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
     config = json.loads((model / "config.json").read_text())
     config["auto_map"] = {"AutoConfig": "modeling_x.X", "AutoModelForCausalLM": "modeling_x.Y"}
     (model / "config.json").write_text(json.dumps(config))
@@ -355,7 +355,7 @@ def test_code_in_a_model_folder_runs_when_it_is_asked_for(lorasmith, model, data
     mark = tmp_path / "it ran"
     (model / "modeling_x.py").write_text(
         "from transformers import LlamaConfig, LlamaForCausalLM\n"
-        f"open({str(mark)!r}, 'w')\nclass X(LlamaConfig): pass\nclass Y(LlamaForCausalLM): config_class = X\n"
+        f"open({str(mark)!r}, 'w').close()\nclass X(LlamaConfig): pass\nclass Y(LlamaForCausalLM): config_class = X\n"
     )
     config = json.loads((model / "config.json").read_text())
     config["auto_map"] = {"AutoConfig": "modeling_x.X", "AutoModelForCausalLM": "modeling_x.Y"}
