@@ -92,9 +92,11 @@ def _head_bytes(head: nn.Module, step: StepMemory, settings: PlanSettings) -> in
     assert isinstance(weight, Tensor)
     vocabulary = head.shape[0] if isinstance(head, QuantizedWeight) else weight.shape[0]
     rows = min(settings.batch_size * settings.length, max(1, HEAD_CHUNK_ELEMENTS // vocabulary))
-    # an f32 head's product is its logit; a 16-bit one stands beside it
-    product = 0 if weight.dtype == torch.float32 else 2
-    return rows * vocabulary * (LOGIT_BYTES + product) + step.hidden
+    multiplied = weight.dtype if isinstance(head, QuantizedWeight) else product_dtype(weight.dtype, CPU)
+    # an f32 product is its logit, a 16-bit one stands beside it; a weight that is widened for the product does so too
+    product = 0 if multiplied == torch.float32 else 2
+    widened = 0 if multiplied == weight.dtype else weight.numel() * multiplied.itemsize
+    return rows * vocabulary * (LOGIT_BYTES + product) + step.hidden + widened
 
 
 def _dequantized_bytes(model: nn.Module, settings: PlanSettings) -> int:
