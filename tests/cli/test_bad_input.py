@@ -149,15 +149,28 @@ def test_an_expression_for_quantize_that_does_not_compile(lorasmith, model, read
     assert not reads
 
 
-def test_an_adapter_of_another_shape(lorasmith, model, tmp_path):
+def test_an_adapter_of_another_shape(lorasmith, model, tmp_path, reads):
     loaded = load(model)
     attach(loaded.model, LoraConfig(r=4, target_modules=["q_proj"], base_model_name_or_path=str(model)))
     save_adapter(loaded.model, tmp_path / "adapter")
     weights = tmp_path / "adapter" / "adapter_model.safetensors"
     tensors = {name: value[..., :-1].contiguous() for name, value in load_file(weights).items()}
     save_file(tensors, weights, metadata={"format": "pt"})
+    reads.clear()
     answer = lorasmith("generate", tmp_path / "adapter", "the cat", "--max-new-tokens", 1)
     refused(answer, 2, "adapter_model.safetensors", "shape", "q_proj.lora_A")
+    assert not reads
+
+
+def test_an_adapter_of_a_kind_that_is_not_built(lorasmith, model, tmp_path, reads):
+    loaded = load(model)
+    attach(loaded.model, LoraConfig(r=4, target_modules=["q_proj"], base_model_name_or_path=str(model)))
+    save_adapter(loaded.model, tmp_path / "adapter")
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
+    reads.clear()
+    refused(lorasmith("generate", tmp_path / "adapter", "the cat"), 2, "use_dora")
+    assert not reads
 
 
 def deny(monkeypatch, code, below):

@@ -6,12 +6,12 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from lorasmith.atomic import atomic_folder, new_folder
-from lorasmith.attach import WEIGHTS_FILE, adapters_of, load_adapter, merge_and_unload
+from lorasmith.attach import adapters_of, load_adapter, merge_and_unload
 from lorasmith.doctor.place.folder import require_writable
 from lorasmith.errors import AdapterError
 from lorasmith.models.checkpoint import quantization_of
 from lorasmith.models.quiet import quiet_transformers
-from lorasmith.models.tensor_file import read_header
+from lorasmith.recipes.adapter_fit import refuse_unfit
 from lorasmith.recipes.base_model import DTYPES, Storage, load_base, open_base
 from lorasmith.recipes.inspection import inspection_lines
 from lorasmith.recipes.subject import find_subject, tokenizer_of
@@ -33,7 +33,7 @@ def merge_adapter(
     checkpoint = open_base(subject.base)
     tokenizer = tokenizer_of(subject, checkpoint)
     (name, folder) = next(iter(subject.adapters.items()))
-    read_header(folder / WEIGHTS_FILE)
+    refuse_unfit(folder, checkpoint)
     require_writable(out)
     if quantization_of(checkpoint.config) is not None:
         yield f"note: {subject.base.path} is stored quantized; its rounding is part of the merged weights"
