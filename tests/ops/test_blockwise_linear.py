@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -154,11 +155,23 @@ def test_the_scratch_is_reused_and_grows_to_the_largest():
 def test_training_after_inference_mode_can_use_the_same_scratch():
     scratch.release()
     stored = Stored()
+    # more rows than are taken straight from the codes
     with torch.inference_mode():
-        stored(torch.randn(2, 96))
-    x = torch.randn(2, 96, requires_grad=True)
+        stored(torch.randn(24, 96))
+    x = torch.randn(24, 96, requires_grad=True)
     stored(x).sum().backward()
-    torch.testing.assert_close(x.grad, stored.dense.sum(0).expand(2, 96))
+    torch.testing.assert_close(x.grad, stored.dense.sum(0).expand(24, 96))
+
+
+def test_a_buffer_of_fake_tensors_is_never_handed_to_real_ones():
+    scratch.release()
+    cpu = torch.device("cpu")
+    with scratch.borrowed((4, 4), torch.float32, cpu) as real:
+        pass
+    with FakeTensorMode(), scratch.borrowed((4, 4), torch.float32, cpu) as fake:
+        assert isinstance(fake, FakeTensor)
+    with scratch.borrowed((4, 4), torch.float32, cpu) as again:
+        assert again.data_ptr() == real.data_ptr()
 
 
 def test_autocast_sets_the_dtype_of_the_product():

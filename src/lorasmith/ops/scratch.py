@@ -11,6 +11,7 @@ from math import prod
 
 import torch
 from torch import Tensor
+from torch._guards import active_fake_mode
 
 
 class _Pool(threading.local):
@@ -27,9 +28,10 @@ _pool = _Pool()
 def borrowed(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Iterator[Tensor]:
     """An uninitialised tensor [*shape] that is the caller's until the block ends, and must not outlive it.
 
-    While borrowed a buffer is out of the pool, so that a nested use gets another one.
+    While borrowed a buffer is out of the pool, so that a nested use gets another one. Under fake tensors (the memory
+    plan's) it is one of them, and never pooled.
     """
-    if device.type != "cpu":
+    if device.type != "cpu" or active_fake_mode() is not None:
         yield torch.empty(shape, dtype=dtype, device=device)
         return
     numel = prod(shape)

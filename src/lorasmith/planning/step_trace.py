@@ -21,9 +21,9 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from lorasmith.attach import Adapted
 from lorasmith.errors import PlanError
 from lorasmith.models.activation_checkpointing import checkpoint_activations_
+from lorasmith.ops import DenseProduct
 from lorasmith.planning.memory_plan import PlanSettings
 from lorasmith.quantized import QuantizedLinear
 
@@ -70,43 +70,30 @@ class _StorageMeter(TorchDispatchMode):
         self.live -= size
 
 
-class _StandIn(nn.Module):
-    """A linear layer as autograd sees it: a matrix of which nothing but the product remains, and no reused buffer."""
+class _DenseStandIn(nn.Module):
+    """A quantized linear layer as autograd sees it: a frozen matrix, of which nothing but the product remains."""
 
-    def __init__(self, layer: nn.Linear | QuantizedLinear) -> None:
+    def __init__(self, layer: QuantizedLinear) -> None:
         super().__init__()
-        self.in_features, self.out_features = layer.in_features, layer.out_features
-        weight: Tensor = layer.weight
-        if isinstance(layer, QuantizedLinear):
-            weight = torch.empty(layer.shape, dtype=layer.compute_dtype or layer.dtype)
-        self.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
+        out_features, in_features = layer.shape
+        dtype = layer.compute_dtype or layer.dtype
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, dtype=dtype), requires_grad=False)
         self.register_parameter("bias", layer._parameters["bias"])
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> y [..., out]."""
         own = self._parameters["bias"]
-        return self.multiply(x, None if own is None else own.to(x.dtype))
-
-    def product(self) -> "_StandInProduct":
-        return _StandInProduct(self)
-
-    def working_dtype(self, x: Tensor) -> torch.dtype:
-        return x.dtype
-
-    def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """x W^T + bias in the type of x."""
+        bias = None if own is None else own.to(x.dtype)
         return nn.functional.linear(x, self.weight.to(x.dtype), bias)
 
+    def product(self) -> DenseProduct:
+        """Multiplying by the matrix, where an adapted layer runs as one step."""
+        return DenseProduct(self.weight)
 
-@dataclass(frozen=True)
-class _StandInProduct:
-    layer: _StandIn
-
-    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return self.layer.multiply(x, bias)
-
-    def backward(self, grad: Tensor) -> Tensor:
-        return grad @ self.layer.weight.to(grad.dtype)
+    def working_dtype(self, x: Tensor) -> torch.dtype:
+        """The type of x: how the layer itself would convert it is not traced."""
+        return x.dtype
 
 
 def trace_step(model: PreTrainedModel, settings: PlanSettings, *, whole: bool) -> StepMemory:
@@ -155,8 +142,8 @@ def _fake(tensor: Tensor) -> Tensor:
 
 def _dense_(module: nn.Module) -> None:
     for name, child in module.named_children():
-        if isinstance(child, QuantizedLinear) or (isinstance(module, Adapted) and type(child) is nn.Linear):
-            setattr(module, name, _StandIn(child))
+        if isinstance(child, QuantizedLinear):
+            setattr(module, name, _DenseStandIn(child))
         else:
             _dense_(child)
 
