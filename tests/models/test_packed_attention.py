@@ -24,7 +24,13 @@ from transformers import (
 
 from lorasmith.errors import DataError
 from lorasmith.models.activation_checkpointing import checkpoint_activations_
-from lorasmith.models.packed_attention import PACKED, enable_packing, segment_mask, supports_packing
+from lorasmith.models.packed_attention import (
+    PACKED,
+    enable_packing,
+    packed_attention,
+    segment_mask,
+    supports_packing,
+)
 
 SMALL = {
     "hidden_size": 32,
@@ -204,3 +210,11 @@ def test_segments_that_do_not_cover_the_row_are_refused():
     arguments["attention_mask"] = segment_mask(torch.tensor([0, 5, 11]))
     with pytest.raises(DataError, match="segments end at 11"):
         model(**arguments, use_cache=False)
+
+
+def test_under_autocast_f32_queries_attend_in_autocasts_type():
+    query, key = (torch.randn(1, 4, 6, 8) for _ in range(2))
+    value = torch.randn(1, 4, 6, 8).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        y, _ = packed_attention(nn.Module(), query, key, value, segment_mask(torch.tensor([0, 2, 6])))
+    assert y.dtype == torch.bfloat16

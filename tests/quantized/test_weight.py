@@ -138,3 +138,12 @@ def test_a_16_bit_input_gives_a_16_bit_output_close_to_the_dense_layers(scheme):
     assert y.dtype == torch.bfloat16
     # bf16 keeps 8 bits; int8 also rounds the activations
     assert_close(y, dense_module(layer)(x), atol=0.06, rtol=0.05)
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_float16_on_a_cpu_is_multiplied_in_float32_and_rounded_once(scheme, name):
+    torch.manual_seed(0)
+    layer = quantize_module(MODULES[name](), scheme)
+    # some features beyond LLM.int8()'s threshold too
+    x = (4 * torch.randn(INPUTS[name])).half()
+    assert torch.equal(layer(x), layer(x.float()).half())

@@ -18,6 +18,7 @@ from transformers.masking_utils import sdpa_mask
 
 from lorasmith.errors import DataError, ModelError
 from lorasmith.models.trial import trial
+from lorasmith.ops.autocast import autocast_inputs
 from lorasmith.ops.precision import product_dtype, without_autocast
 
 logger = logging.getLogger(__name__)
@@ -118,6 +119,8 @@ class _Call:
         self.module, self.dropout, self.scaling, self.causal = module, dropout, scaling, causal
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        # autocast's type first: rotated f32 queries meet 16-bit values under it
+        query, _ = autocast_inputs(query, None)
         wide = product_dtype(query.dtype, query.device)
         with without_autocast(query.device):
             return sdpa_attention_forward(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lorasmith.errors import FormatError
+from lorasmith.ops.precision import product_dtype
 from lorasmith.quantized.scheme import Scheme
 from lorasmith.quantized.weight import QuantizedWeight
 
@@ -43,7 +44,7 @@ class QuantizedConv(QuantizedWeight):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [batch, in_channels, *size] -> [batch, out_channels, *size]."""
-        dtype = self.working_dtype(x)
+        dtype = product_dtype(self.working_dtype(x), x.device)
         bias = None if self.bias is None else self.bias.to(dtype)
         if x.dim() == len(self.kernel_size) + 1:
             return self(x[None])[0]

@@ -49,12 +49,14 @@ def rowwise_linear(x: Tensor, bias: Tensor | None, codes: Tensor, absmax: Tensor
     y_BO = products_BO * (x_absmax[:, None] * absmax.view(1, -1)) * (1.0 / (127.0 * 127.0))
     if bias is not None:
         y_BO = y_BO + bias
-    y_BO = y_BO.to(x.dtype)
+    wide = product_dtype(x.dtype, x.device)
+    y_BO = y_BO.to(wide)
     columns = outlier_I.nonzero().view(-1)
     if columns.numel():
-        weight_OC = dequantize_rowwise(codes[:, columns], absmax, x.dtype)
-        y_BO = y_BO.addmm(x_BI[:, columns], weight_OC.t())
-    return y_BO.view(*x.shape[:-1], codes.shape[0])
+        weight_OC = dequantize_rowwise(codes[:, columns], absmax, wide)
+        with without_autocast(x.device):
+            y_BO = y_BO.addmm(x_BI[:, columns].to(wide), weight_OC.t())
+    return y_BO.to(x.dtype).view(*x.shape[:-1], codes.shape[0])
 
 
 def rowwise_linear_backward(grad: Tensor, codes: Tensor, absmax: Tensor) -> Tensor:
