@@ -131,6 +131,18 @@ def test_layers_that_read_the_same_input_keep_it_once():
     assert sum(kept.values()) == 4 * (x.numel() + 3 * ROWS * 4) + factors
 
 
+def test_updates_that_do_not_train_keep_no_input_and_still_let_gradients_through():
+    x, low_rank, kept = seeded(ROWS, IN).requires_grad_(), updates((4,)), []
+    frozen = [ops.LowRank(update.a.detach(), update.b.detach(), update.scaling) for update in low_rank]
+    product, weight = blockwise()
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda t: t):
+        y = ops.adapted_linear(x * 1.0, product, None, frozen)
+    assert (ROWS, IN) not in kept
+    (gradient,) = torch.autograd.grad(y.sum(), [x])
+    (expected,) = torch.autograd.grad(formula(x, weight, None, frozen).sum(), [x])
+    torch.testing.assert_close(gradient, expected, atol=1e-3, rtol=1e-5)
+
+
 def test_autocast_sets_the_dtype_of_the_result():
     with torch.autocast("cpu", torch.bfloat16):
         y = ops.adapted_linear(seeded(ROWS, IN), dense()[0], seeded(OUT), updates((4,)))

@@ -8,8 +8,9 @@ import torch
 
 @cache
 def bfloat16_instructions() -> bool:
-    """Whether this processor multiplies bfloat16 fast: oneDNN has kernels for it."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """Whether this processor multiplies bfloat16 fast: PyTorch has oneDNN, and that has kernels for it."""
+    # builds without oneDNN lack the op
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:

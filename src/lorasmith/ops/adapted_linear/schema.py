@@ -1,8 +1,8 @@
 """y = x W^T + bias + sum over k of s_k drop_k(x) A_k^T B_k^T, W frozen: one autograd step.
 
-Of the input only x itself is kept, which layers that read the same x share, and of each update the small h_k = s_k
-drop_k(x) A_k^T. The updates are added into y and into the gradient of x in place. Source: LoRA, arXiv 2106.09685,
-section 4.1; QLoRA, arXiv 2305.14314, equation 5.
+Of the input only x itself is kept, which layers that read the same x share, and that only where an A or B trains; of
+each update the small h_k = s_k drop_k(x) A_k^T. The updates are added into y and into the gradient of x in place.
+Source: LoRA, arXiv 2106.09685, section 4.1; QLoRA, arXiv 2305.14314, equation 5.
 Axes: N rows (any leading axes), I in_features, O out_features, R rank.
 """
 
@@ -47,6 +47,10 @@ def adapted_linear(x: Tensor, product: Product, bias: Tensor | None, updates: Se
     return _AdaptedLinear.apply(x, bias, product, scales, *factors)
 
 
+# where the factors begin among the arguments of the step: behind x, bias, product and scales
+_FACTORS = 4
+
+
 class _AdaptedLinear(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -68,8 +72,9 @@ class _AdaptedLinear(torch.autograd.Function):
                 y_NO.addmm_(h_NR, b_OR.to(wide).T)
                 hiddens.append(h_NR)
                 masks.append(mask)
-        ctx.save_for_backward(x, *factors, *hiddens, *masks)
-        ctx.product, ctx.scales, ctx.wide = product, scales, wide
+        trains = any(ctx.needs_input_grad[_FACTORS:])
+        ctx.save_for_backward(x if trains else None, *factors, *hiddens, *masks)
+        ctx.product, ctx.scales, ctx.wide, ctx.x_shape, ctx.x_dtype = product, scales, wide, x.shape, x.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
         return y_NO.to(x.dtype).view(*x.shape[:-1], y_NO.shape[1])
 
@@ -81,22 +86,24 @@ class _AdaptedLinear(torch.autograd.Function):
         factors, hiddens, masks = saved[: 2 * count], saved[2 * count : 3 * count], saved[3 * count :]
         grad_x = grad_bias = None
         grad_factors: list[Tensor | None] = []
-        with without_autocast(x.device):
+        with without_autocast(grad.device):
             grad_NO = grad.reshape(-1, grad.shape[-1]).to(ctx.wide)
-            x_NI = x.reshape(-1, x.shape[-1]).to(ctx.wide)
+            # kept wherever an A trains
+            x_NI: Any = None if x is None else x.reshape(-1, x.shape[-1]).to(ctx.wide)
             if ctx.needs_input_grad[0]:
                 grad_x = ctx.product.backward(grad_NO)
             if ctx.needs_input_grad[1]:
                 grad_bias = grad_NO.sum(0).to(ctx.bias_dtype)
-            parts = zip(ctx.scales, factors[::2], factors[1::2], hiddens, masks, strict=True)
-            for (scaling, dropout), a_RI, b_OR, h_NR, mask in parts:
+            needs = ctx.needs_input_grad[_FACTORS:]
+            parts = zip(ctx.scales, factors[::2], factors[1::2], hiddens, masks, needs[::2], needs[1::2], strict=True)
+            for (scaling, dropout), a_RI, b_OR, h_NR, mask, needs_a, needs_b in parts:
                 u_NR = (grad_NO @ b_OR.to(ctx.wide)).mul_(scaling)
-                grad_factors.append((u_NR.T @ _dropped(x_NI, mask, dropout)).to(a_RI.dtype))
-                grad_factors.append((grad_NO.T @ h_NR).to(b_OR.dtype))
+                grad_factors.append((u_NR.T @ _dropped(x_NI, mask, dropout)).to(a_RI.dtype) if needs_a else None)
+                grad_factors.append((grad_NO.T @ h_NR).to(b_OR.dtype) if needs_b else None)
                 if grad_x is not None:
                     _add_update_(grad_x, u_NR, a_RI.to(ctx.wide), mask, dropout)
         if grad_x is not None:
-            grad_x = grad_x.to(x.dtype).view(x.shape)
+            grad_x = grad_x.to(ctx.x_dtype).view(ctx.x_shape)
         return grad_x, grad_bias, None, None, *grad_factors
 
 
