@@ -17,8 +17,8 @@ class Example:
 
     labels has the length of input_ids and is not shifted (labels[t] is input_ids[t], or -100 where nothing is learned);
     or it is the id of a class. token_type_ids, for a pair of texts, says from which of the two each token is; None
-    where the tokenizer makes no difference. Encoded examples hold arrays of 4-byte integers,
-    a tenth of a list's memory.
+    where the tokenizer makes no difference. Encoded examples hold arrays of 4-byte integers, a tenth of a list's
+    memory.
     """
 
     input_ids: Sequence[int]

@@ -26,7 +26,7 @@ from lorasmith.recipes.streams import Layout, layout_of, own_attention, scoring_
 from lorasmith.report import render_report
 from lorasmith.training import Logger, LoggerContext, RunFolder, TrainingResult, loggers, loss_for, run
 from lorasmith.training.memory import measure
-from lorasmith.training.precision import computing
+from lorasmith.training.precision import autocast_dtype, computing
 
 Echo = Callable[[str], None]
 
@@ -130,7 +130,8 @@ def _scorer(work: Work, layout: Layout) -> Scorer | None:
 
 
 def _scored(work: Work, score: Scorer) -> Scores:
-    with computing(work.model, work.recipe.training.dtype):
+    dtype = autocast_dtype(work.model, work.recipe.training.dtype)
+    with computing(next(work.model.parameters()), dtype):
         return score()
 
 

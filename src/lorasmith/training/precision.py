@@ -1,7 +1,7 @@
 """In which precision activations are computed."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lorasmith.training.settings import Precision
 
@@ -17,7 +17,6 @@ def autocast_dtype(model: nn.Module, precision: Precision) -> torch.dtype | None
     return torch.bfloat16 if precision == "bf16" else None
 
 
-def computing(model: nn.Module, precision: Precision) -> torch.autocast:
-    """The context in which forwards of a run compute."""
-    dtype = autocast_dtype(model, precision)
-    return torch.autocast(next(model.parameters()).device.type, dtype, enabled=dtype is not None)
+def computing(parameter: Tensor, dtype: torch.dtype | None) -> torch.autocast:
+    """The context in which forwards of a run compute, on the device of parameter; dtype as autocast_dtype gives it."""
+    return torch.autocast(parameter.device.type, dtype, enabled=dtype is not None)

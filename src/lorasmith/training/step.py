@@ -11,6 +11,7 @@ from lorasmith.data.batch import Batch
 from lorasmith.errors import RunError
 from lorasmith.training.loss import Loss
 from lorasmith.training.optimizers import Optimizer
+from lorasmith.training.precision import computing
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,7 @@ class TrainingStep:
 
     def precision(self) -> torch.autocast:
         """The context in which forwards run."""
-        device = next(iter(self.parameters.values())).device.type
-        return torch.autocast(device, self.autocast, enabled=self.autocast is not None)
+        return computing(next(iter(self.parameters.values())), self.autocast)
 
     def _backward(self, step: int, batch: Batch, supervised: int) -> float:
         if batch.supervised == 0:

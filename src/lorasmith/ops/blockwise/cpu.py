@@ -64,26 +64,17 @@ def dequantize_blockwise_out(
     out: Tensor,
 ) -> None:
     """As dequantize_blockwise, written into out."""
+    nested = (nested_scales, nested_offset, nested_codebook, nested_blocksize)
     if bits_of(codebook) != 4 or out.dtype not in OUTPUT_DTYPES or prod(shape) == 0:
-        nested = (nested_scales, nested_offset, nested_codebook, nested_blocksize)
         reference.dequantize_blockwise_out(packed, scales, codebook, blocksize, shape, *nested, out)
         return
-    stored = kernel_arguments(packed, scales, codebook, blocksize, nested_scales, nested_offset, nested_codebook)
-    kernels().dequantize_4bit(*stored, nested_blocksize, out.view(-1), torch.get_num_threads(), level())
+    stored = flattened(packed, scales, codebook, blocksize, *nested)
+    kernels().dequantize_4bit(*stored, out.view(-1), torch.get_num_threads(), level())
 
 
-def kernel_arguments(
-    packed: Tensor,
-    scales: Tensor,
-    codebook: Tensor,
-    blocksize: int,
-    nested_scales: Tensor | None,
-    nested_offset: Tensor | None,
-    nested_codebook: Tensor | None,
-) -> tuple[Tensor | int | None, ...]:
-    """The stored parts, flat, as the extension takes them before nested_blocksize."""
-    flat = (None if part is None else part.view(-1) for part in (nested_scales, nested_offset, nested_codebook))
-    return (packed.view(-1), scales.view(-1), codebook, blocksize, *flat)
+def flattened(*stored: Tensor | int | None) -> tuple[Tensor | int | None, ...]:
+    """The parts of a stored tensor as the extension takes them: tensors with one axis."""
+    return tuple(part.view(-1) if isinstance(part, Tensor) else part for part in stored)
 
 
 if extension() is not None:
