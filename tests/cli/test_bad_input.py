@@ -149,28 +149,28 @@ def test_an_expression_for_quantize_that_does_not_compile(lorasmith, model, read
     assert not reads
 
 
-def test_an_adapter_of_another_shape(lorasmith, model, tmp_path, reads):
-    loaded = load(model)
-    attach(loaded.model, LoraConfig(r=4, target_modules=["q_proj"], base_model_name_or_path=str(model)))
-    save_adapter(loaded.model, tmp_path / "adapter")
-    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+def test_an_adapter_of_another_shape(lorasmith, adapter, reads):
+    weights = adapter / "adapter_model.safetensors"
     tensors = {name: value[..., :-1].contiguous() for name, value in load_file(weights).items()}
     save_file(tensors, weights, metadata={"format": "pt"})
-    reads.clear()
-    answer = lorasmith("generate", tmp_path / "adapter", "the cat", "--max-new-tokens", 1)
+    answer = lorasmith("generate", adapter, "the cat", "--max-new-tokens", 1)
     refused(answer, 2, "adapter_model.safetensors", "shape", "q_proj.lora_A")
     assert not reads
 
 
-def test_an_adapter_of_a_kind_that_is_not_built(lorasmith, model, tmp_path, reads):
-    loaded = load(model)
-    attach(loaded.model, LoraConfig(r=4, target_modules=["q_proj"], base_model_name_or_path=str(model)))
-    save_adapter(loaded.model, tmp_path / "adapter")
-    config = tmp_path / "adapter" / "adapter_config.json"
+def test_an_adapter_of_a_kind_that_is_not_built(lorasmith, adapter, reads):
+    config = adapter / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
-    reads.clear()
-    refused(lorasmith("generate", tmp_path / "adapter", "the cat"), 2, "use_dora")
+    refused(lorasmith("generate", adapter, "the cat"), 2, "use_dora")
     assert not reads
+
+
+def test_fields_of_another_version_are_told_once(lorasmith, adapter):
+    config = adapter / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"brand_new_field": 7}))
+    answer = lorasmith("generate", adapter, "the cat", "--max-new-tokens", 1)
+    assert answer.code == 0
+    assert answer.err.count("brand_new_field") == 1
 
 
 def deny(monkeypatch, code, below):
@@ -279,12 +279,21 @@ def test_a_loss_that_turns_nan_keeps_the_last_good_checkpoint(train, model, tmp_
     assert all(tensor.isfinite().all() for tensor in load_file(kept[-1] / "trainable.safetensors").values())
 
 
-def test_code_in_a_model_folder(train, model, reads, tmp_path):
+def with_code_(model, tmp_path):
+    """Puts code into the model folder; returns the file that it makes when it runs."""
     mark = tmp_path / "it ran"
-    (model / "modeling_x.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
+    (model / "modeling_x.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        f"open({str(mark)!r}, 'w').close()\nclass X(LlamaConfig): pass\nclass Y(LlamaForCausalLM): config_class = X\n"
+    )
     config = json.loads((model / "config.json").read_text())
     config["auto_map"] = {"AutoConfig": "modeling_x.X", "AutoModelForCausalLM": "modeling_x.Y"}
     (model / "config.json").write_text(json.dumps(config))
+    return mark
+
+
+def test_code_in_a_model_folder(train, model, reads, tmp_path):
+    mark = with_code_(model, tmp_path)
     refused(train(model), 2, "modeling_x.py", "trust-remote-code")
     assert not reads
     assert not mark.exists()
@@ -361,22 +370,12 @@ def test_a_prompt_and_a_file_of_prompts(lorasmith, model, reads, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["evaluate", "generate", "merge", "quantize"])
-def test_code_in_a_model_folder_runs_when_it_is_asked_for(lorasmith, model, data_file, tmp_path, command):
-    loaded = load(model)
-    attach(loaded.model, LoraConfig(r=2, target_modules="all-linear", base_model_name_or_path=str(model)))
-    save_adapter(loaded.model, tmp_path / "adapter")
-    mark = tmp_path / "it ran"
-    (model / "modeling_x.py").write_text(
-        "from transformers import LlamaConfig, LlamaForCausalLM\n"
-        f"open({str(mark)!r}, 'w').close()\nclass X(LlamaConfig): pass\nclass Y(LlamaForCausalLM): config_class = X\n"
-    )
-    config = json.loads((model / "config.json").read_text())
-    config["auto_map"] = {"AutoConfig": "modeling_x.X", "AutoModelForCausalLM": "modeling_x.Y"}
-    (model / "config.json").write_text(json.dumps(config))
+def test_code_in_a_model_folder_runs_when_it_is_asked_for(lorasmith, model, adapter, data_file, tmp_path, command):
+    mark = with_code_(model, tmp_path)
     given = {
         "evaluate": (model, "--data", data_file),
         "generate": (model, "the cat", "--max-new-tokens", 2),
-        "merge": (tmp_path / "adapter", "--out", tmp_path / "out"),
+        "merge": (adapter, "--out", tmp_path / "out"),
         "quantize": (model, "--out", tmp_path / "out"),
     }[command]
     refused(lorasmith(command, *given), 2, "modeling_x.py", "--trust-remote-code")

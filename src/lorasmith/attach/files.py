@@ -112,15 +112,20 @@ def save_adapter(
 
 
 def load_adapter(
-    model: nn.Module, folder: str | Path, name: str = "default", trainable: bool = False, float32: bool = True
+    model: nn.Module,
+    folder: str | Path,
+    name: str = "default",
+    trainable: bool = False,
+    float32: bool = True,
+    config: AdapterConfig | None = None,
 ) -> Adapters:
     """Attach the adapter that lies in folder and load its tensors; it trains only if trainable.
 
-    The config of a classifier gets the names of the classes. An adapter of this name is replaced. Raises AdapterError
-    for a folder without an adapter, damaged or pickled weights, and tensors that do not fit; then the model is as it
-    was.
+    config is the folder's own, where it was read before. The model's config gets the names of a classifier's classes.
+    An adapter of this name is replaced. Raises AdapterError for a folder without an adapter, damaged or pickled
+    weights, and tensors that do not fit; then the model is as it was.
     """
-    config = config_from_fields(read_config_fields(folder))
+    config = config or config_from_fields(read_config_fields(folder))
     config.inference_mode = not trainable
     names = read_class_names(folder) if config.task_type in CLASSIFICATION else ()
     content = _Content(config, read_adapter_tensors(folder), names)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lorasmith.attach import WEIGHTS_FILE
 from lorasmith.errors import AdapterError
-from lorasmith.methods import config_from_fields, read_config_fields
+from lorasmith.methods import AdapterConfig, config_from_fields, read_config_fields
 from lorasmith.models.checkpoint import Checkpoint
 from lorasmith.models.tensor_file import read_header
 
@@ -13,12 +13,12 @@ from lorasmith.models.tensor_file import read_header
 _FACTOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_A\.weight")
 
 
-def refuse_unfit(folder: Path, checkpoint: Checkpoint) -> None:
-    """AdapterError for an adapter of a kind that is not built, or made for another width than the base's.
+def fitting_config(folder: Path, checkpoint: Checkpoint) -> AdapterConfig:
+    """The config of the adapter in folder; AdapterError for a kind that is not built, or another width than the base's.
 
     Only what is sure is refused: modules that the base stores under another name, or quantized, are left to loading.
     """
-    config_from_fields(read_config_fields(folder))
+    config = config_from_fields(read_config_fields(folder))
     for name, tensor in read_header(folder / WEIGHTS_FILE).items():
         found = _FACTOR.fullmatch(name)
         base = checkpoint.tensors.get(f"{found['module']}.weight") if found else None
@@ -30,3 +30,4 @@ def refuse_unfit(folder: Path, checkpoint: Checkpoint) -> None:
                 f"{folder / WEIGHTS_FILE}: {name} has shape {list(tensor.shape)}, and the weight that it belongs to "
                 f"{list(base.shape)} in {checkpoint.folder}; name the model that the adapter was trained on"
             )
+    return config

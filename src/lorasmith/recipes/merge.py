@@ -11,7 +11,7 @@ from lorasmith.doctor.place.folder import require_writable
 from lorasmith.errors import AdapterError
 from lorasmith.models.checkpoint import quantization_of
 from lorasmith.models.quiet import quiet_transformers
-from lorasmith.recipes.adapter_fit import refuse_unfit
+from lorasmith.recipes.adapter_fit import fitting_config
 from lorasmith.recipes.base_model import DTYPES, Storage, load_base, open_base
 from lorasmith.recipes.inspection import inspection_lines
 from lorasmith.recipes.subject import find_subject, tokenizer_of
@@ -33,14 +33,14 @@ def merge_adapter(
     checkpoint = open_base(subject.base)
     tokenizer = tokenizer_of(subject, checkpoint)
     (name, folder) = next(iter(subject.adapters.items()))
-    refuse_unfit(folder, checkpoint)
+    config = fitting_config(folder, checkpoint)
     require_writable(out)
     if quantization_of(checkpoint.config) is not None:
         yield f"note: {subject.base.path} is stored quantized; its rounding is part of the merged weights"
     dense = Storage(subject.storage.task, None, subject.storage.labels)
     # summed in 32 bits and rounded once
     loaded = load_base(subject.base, dense, device)
-    load_adapter(loaded.model, folder, name)
+    load_adapter(loaded.model, folder, name, config=config)
     adapted = len(list(adapters_of(loaded.model).adapted()))
     merged = merge_and_unload(loaded.model, [name], DTYPES[dtype])
     assert isinstance(merged, PreTrainedModel)

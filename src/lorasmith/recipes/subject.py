@@ -13,7 +13,7 @@ from lorasmith.methods.config import CONFIG_FILE, read_config_fields
 from lorasmith.models.checkpoint import Checkpoint
 from lorasmith.models.report import LoadReport
 from lorasmith.models.tensor_file import read_header
-from lorasmith.recipes.adapter_fit import refuse_unfit
+from lorasmith.recipes.adapter_fit import fitting_config
 from lorasmith.recipes.adapter_home import adapter_home
 from lorasmith.recipes.base_model import Storage, load_base, open_base
 from lorasmith.recipes.reading import read_recipe
@@ -73,12 +73,11 @@ def find_subject(
 def load_subject(subject: Subject, device: str) -> LoadedSubject:
     """The model and its adapters in memory; everything that headers show is checked before weights are read."""
     checkpoint = open_base(subject.base)
-    for folder in subject.adapters.values():
-        refuse_unfit(folder, checkpoint)
+    configs = {name: fitting_config(folder, checkpoint) for name, folder in subject.adapters.items()}
     tokenizer = tokenizer_of(subject, checkpoint)
     loaded = load_base(subject.base, subject.storage, device)
     for name, folder in subject.adapters.items():
-        load_adapter(loaded.model, folder, name)
+        load_adapter(loaded.model, folder, name, config=configs[name])
     home = next((folder for folder in subject.adapters.values() if (folder / _GENERATION).is_file()), None)
     if home is not None:
         loaded.model.generation_config = GenerationConfig.from_pretrained(home, local_files_only=True)
