@@ -125,8 +125,9 @@ def test_layers_that_read_the_same_input_keep_it_once():
     shared = x * 1.0
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         low_rank = updates((4,))
-        for _ in range(3):
-            ops.adapted_linear(shared, blockwise()[0], None, low_rank)
+        # alive until counted: what a dropped result kept would be freed, and its address used again
+        results = [ops.adapted_linear(shared, blockwise()[0], None, low_rank) for _ in range(3)]
+    assert all(y.requires_grad for y in results)
     factors = sum(4 * factor.numel() for factor in (low_rank[0].a, low_rank[0].b))
     assert sum(kept.values()) == 4 * (x.numel() + 3 * ROWS * 4) + factors
 
