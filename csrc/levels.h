@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "blockwise.h"
+#include "low_rank.h"
 #include "skinny.h"
 
 namespace lorasmith {
@@ -35,12 +36,20 @@ inline Kernels kernels_at(const std::string& level) {
     throw std::invalid_argument("level '" + level + "' is not one that this build and processor can run");
 }
 
-// AVX-512 has no kernel of its own yet and runs AVX2's.
+// AVX-512 has no kernels of its own for few rows and thin products, and runs AVX2's: memory limits them, not
+// arithmetic.
 inline SkinnyKernels skinny_at(const std::string& level) {
 #ifdef LORASMITH_X86
     if (level != "portable") return avx2_skinny();
 #endif
     return portable_skinny();
+}
+
+inline LowRankKernels low_rank_at(const std::string& level) {
+#ifdef LORASMITH_X86
+    if (level != "portable") return avx2_low_rank();
+#endif
+    return portable_low_rank();
 }
 
 }  // namespace lorasmith

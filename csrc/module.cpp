@@ -5,6 +5,8 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+
 #include "levels.h"
 #include "parallel.h"
 
@@ -166,6 +168,63 @@ void multiply_4bit(Array<const uint8_t> packed, AnyArray scales, Array<const flo
                [&](int64_t first, int64_t last) { kernels.multiply(s, first, last); });
 }
 
+// The kernel for values in f32 or bf16.
+template <class Kernel>
+Kernel of_type(const AnyArray& x, Kernel f32, Kernel bf16) {
+    if (is_float(x, 32)) return f32;
+    if (is_bfloat(x)) return bf16;
+    throw std::invalid_argument("values are neither float32 nor bfloat16");
+}
+
+// h [N, R] = scale * x [N, F] a [R, F]^T, all flat.
+void low_rank_project(AnyArray x, Array<const float> a, float scale, Array<float> h, int64_t rank, int threads,
+                      const std::string& level) {
+    const int64_t rows = int64_t(h.shape(0)) / rank, features = int64_t(a.shape(0)) / rank;
+    check_size(a, rank * features, "a");
+    check_size(h, rows * rank, "h");
+    check_size(x, rows * features, "x");
+    const LowRankKernels kernels = low_rank_at(level);
+    const auto kernel = of_type(x, kernels.project_f32, kernels.project_bf16);
+    const Project p{x.data(), a.data(), h.data(), features, rank, scale};
+    const nb::gil_scoped_release released;
+    for_ranges(rows, kElementsPerThread / features, threads,
+               [&](int64_t first, int64_t last) { kernel(p, first, last); });
+}
+
+// out [N, F] = y [N, F] + h [N, R] b [R, F], all flat; out may be y.
+void low_rank_add(AnyArray y, Array<const float> h, Array<const float> b, AnyOutput out, int64_t rank, int threads,
+                  const std::string& level) {
+    const int64_t rows = int64_t(h.shape(0)) / rank, features = int64_t(b.shape(0)) / rank;
+    check_size(h, rows * rank, "h");
+    check_size(b, rank * features, "b");
+    check_size(y, rows * features, "y");
+    check_size(out, rows * features, "out");
+    const LowRankKernels kernels = low_rank_at(level);
+    if (!is_float(out, 32) && !is_bfloat(out)) throw std::invalid_argument("out is neither float32 nor bfloat16");
+    if (is_bfloat(y) && !is_bfloat(out)) throw std::invalid_argument("y is bfloat16 and out is float32");
+    const auto kernel = of_type(y, is_bfloat(out) ? kernels.add_f32_bf16 : kernels.add_f32_f32, kernels.add_bf16_bf16);
+    const AddUpdate u{y.data(), h.data(), b.data(), out.data(), features, rank};
+    const nb::gil_scoped_release released;
+    for_ranges(rows, kElementsPerThread / features, threads,
+               [&](int64_t first, int64_t last) { kernel(u, first, last); });
+}
+
+// out [R, F] = h [N, R]^T x [N, F], all flat.
+void low_rank_outer(Array<const float> h, AnyArray x, Array<float> out, int64_t rank, int threads,
+                    const std::string& level) {
+    const int64_t rows = int64_t(h.shape(0)) / rank, features = int64_t(out.shape(0)) / rank;
+    check_size(h, rows * rank, "h");
+    check_size(x, rows * features, "x");
+    check_size(out, rank * features, "out");
+    const LowRankKernels kernels = low_rank_at(level);
+    const auto kernel = of_type(x, kernels.outer_f32, kernels.outer_bf16);
+    const Outer o{x.data(), h.data(), out.data(), rows, features, rank};
+    const nb::gil_scoped_release released;
+    // whole cache lines of eight floats and more to each thread
+    for_ranges(ceil_div(features, 64), kElementsPerThread / (64 * (rows + 1)), threads,
+               [&](int64_t first, int64_t last) { kernel(o, 64 * first, std::min(64 * last, features)); });
+}
+
 const char* threading() {
 #ifdef _OPENMP
     return "OpenMP";
@@ -195,5 +254,11 @@ NB_MODULE(_native, m) {
           "codebook"_a.noconvert(), "blocksize"_a, "nested_scales"_a.noconvert().none(),
           "nested_offset"_a.noconvert().none(), "nested_codebook"_a.noconvert().none(), "nested_blocksize"_a,
           "x"_a.noconvert(), "y"_a.noconvert(), "in_features"_a, "threads"_a, "level"_a);
+    m.def("low_rank_project", &lorasmith::low_rank_project, "x"_a.noconvert(), "a"_a.noconvert(), "scale"_a,
+          "h"_a.noconvert(), "rank"_a, "threads"_a, "level"_a);
+    m.def("low_rank_add", &lorasmith::low_rank_add, "y"_a.noconvert(), "h"_a.noconvert(), "b"_a.noconvert(),
+          "out"_a.noconvert(), "rank"_a, "threads"_a, "level"_a);
+    m.def("low_rank_outer", &lorasmith::low_rank_outer, "h"_a.noconvert(), "x"_a.noconvert(), "out"_a.noconvert(),
+          "rank"_a, "threads"_a, "level"_a);
     m.attr("most_skinny_rows") = lorasmith::kMostSkinnyRows;
 }

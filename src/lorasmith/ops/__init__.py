@@ -4,6 +4,8 @@ import lorasmith.ops.blockwise.cpu
 import lorasmith.ops.blockwise.reference
 import lorasmith.ops.blockwise_linear.cpu
 import lorasmith.ops.blockwise_linear.reference
+import lorasmith.ops.low_rank.cpu
+import lorasmith.ops.low_rank.reference
 import lorasmith.ops.rowwise.cpu
 import lorasmith.ops.rowwise.reference  # noqa: F401
 from lorasmith.ops.adapted_linear.product import BlockwiseProduct, DenseProduct, Multiplier, Product, RowwiseProduct

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from lorasmith.errors import FormatError
 from lorasmith.ops.adapted_linear.product import Product
 from lorasmith.ops.autocast import autocast_inputs
+from lorasmith.ops.low_rank.schema import add_update, outer, project
 from lorasmith.ops.precision import product_dtype, without_autocast
 
 
@@ -33,7 +34,8 @@ class LowRank:
 def adapted_linear(x: Tensor, product: Product, bias: Tensor | None, updates: Sequence[LowRank]) -> Tensor:
     """x [N, I] -> y [N, O] in x's type (autocast's where it is on). Gradients go to x, bias, and every A and B.
 
-    A and B may be of another type than x: they are read in the type of the product, and get gradients in their own.
+    A and B may be of another type than x: they are read in f32 on a CPU and in the type of the product elsewhere, and
+    get gradients in their own.
     Raises FormatError where an update does not fit x.
     """
     for update in updates:
@@ -62,16 +64,17 @@ class _AdaptedLinear(torch.autograd.Function):
         *factors: Tensor,
     ) -> Tensor:
         wide = product_dtype(x.dtype, x.device)
+        exact = _factor_dtype(wide, x.device)
         hiddens, masks = [], []
         with without_autocast(x.device):
-            x_NI = x.reshape(-1, x.shape[-1]).to(wide)
-            y_NO = product.forward(x_NI, None if bias is None else bias.to(wide))
+            x_NI = x.reshape(-1, x.shape[-1])
+            y_NO = product.forward(x_NI.to(wide), None if bias is None else bias.to(wide))
             for (scaling, dropout), a_RI, b_OR in zip(scales, factors[::2], factors[1::2], strict=True):
                 kept_NI, mask = _drop(x_NI, dropout)
-                h_NR = (kept_NI @ a_RI.to(wide).T).mul_(scaling)
-                y_NO.addmm_(h_NR, b_OR.to(wide).T)
-                hiddens.append(h_NR)
+                hiddens.append(project(kept_NI, a_RI.to(exact), scaling))
                 masks.append(mask)
+                dtype = x.dtype if len(hiddens) == len(scales) else wide
+                y_NO = add_update(y_NO, hiddens[-1], b_OR.to(exact).T, dtype)
         trains = any(ctx.needs_input_grad[_FACTORS:])
         ctx.save_for_backward(x if trains else None, *factors, *hiddens, *masks)
         ctx.product, ctx.scales, ctx.wide, ctx.x_shape, ctx.x_dtype = product, scales, wide, x.shape, x.dtype
@@ -84,27 +87,34 @@ class _AdaptedLinear(torch.autograd.Function):
         count = len(ctx.scales)
         x, *saved = ctx.saved_tensors
         factors, hiddens, masks = saved[: 2 * count], saved[2 * count : 3 * count], saved[3 * count :]
+        exact = _factor_dtype(ctx.wide, grad.device)
         grad_x = grad_bias = None
         grad_factors: list[Tensor | None] = []
         with without_autocast(grad.device):
-            grad_NO = grad.reshape(-1, grad.shape[-1]).to(ctx.wide)
+            grad_NO = grad.reshape(-1, grad.shape[-1])
             # kept wherever an A trains
-            x_NI: Any = None if x is None else x.reshape(-1, x.shape[-1]).to(ctx.wide)
+            x_NI: Any = None if x is None else x.reshape(-1, x.shape[-1])
             if ctx.needs_input_grad[0]:
-                grad_x = ctx.product.backward(grad_NO)
+                grad_x = ctx.product.backward(grad_NO.to(ctx.wide))
             if ctx.needs_input_grad[1]:
-                grad_bias = grad_NO.sum(0).to(ctx.bias_dtype)
+                grad_bias = grad_NO.to(exact).sum(0).to(ctx.bias_dtype)
             needs = ctx.needs_input_grad[_FACTORS:]
             parts = zip(ctx.scales, factors[::2], factors[1::2], hiddens, masks, needs[::2], needs[1::2], strict=True)
             for (scaling, dropout), a_RI, b_OR, h_NR, mask, needs_a, needs_b in parts:
-                u_NR = (grad_NO @ b_OR.to(ctx.wide)).mul_(scaling)
-                grad_factors.append((u_NR.T @ _dropped(x_NI, mask, dropout)).to(a_RI.dtype) if needs_a else None)
-                grad_factors.append((grad_NO.T @ h_NR).to(b_OR.dtype) if needs_b else None)
+                u_NR = project(grad_NO, b_OR.to(exact).T, scaling)
+                grad_factors.append(outer(u_NR, _dropped(x_NI, mask, dropout)).to(a_RI.dtype) if needs_a else None)
+                grad_factors.append(outer(h_NR, grad_NO).T.to(b_OR.dtype).contiguous() if needs_b else None)
                 if grad_x is not None:
-                    _add_update_(grad_x, u_NR, a_RI.to(ctx.wide), mask, dropout)
+                    dtype = ctx.x_dtype if len(grad_factors) == 2 * count else ctx.wide
+                    grad_x = _with_update(grad_x, u_NR, a_RI.to(exact), mask, dropout, dtype)
         if grad_x is not None:
             grad_x = grad_x.to(ctx.x_dtype).view(ctx.x_shape)
         return grad_x, grad_bias, None, None, *grad_factors
+
+
+def _factor_dtype(wide: torch.dtype, device: torch.device) -> torch.dtype:
+    """The type of A and B in their products: a CPU's kernels take f32 beside 16-bit values; elsewhere as the rest."""
+    return torch.promote_types(wide, torch.float32) if device.type == "cpu" else wide
 
 
 def _drop(x_NI: Tensor, dropout: float) -> tuple[Tensor, Tensor | None]:
@@ -117,8 +127,9 @@ def _dropped(x_NI: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     return x_NI if mask is None else x_NI * mask * (1 / (1 - dropout))
 
 
-def _add_update_(grad_x: Tensor, u_NR: Tensor, a_RI: Tensor, mask: Tensor | None, dropout: float) -> None:
+def _with_update(
+    grad_x: Tensor, u_NR: Tensor, a_RI: Tensor, mask: Tensor | None, dropout: float, dtype: torch.dtype
+) -> Tensor:
     if mask is None:
-        grad_x.addmm_(u_NR, a_RI)
-    else:
-        grad_x.add_((u_NR @ a_RI).mul_(mask), alpha=1 / (1 - dropout))
+        return add_update(grad_x, u_NR, a_RI, dtype)
+    return grad_x.add_((u_NR @ a_RI).mul_(mask).to(grad_x.dtype), alpha=1 / (1 - dropout))

@@ -1,0 +1,1 @@
+"""The thin products of a low-rank update, forward and backward."""
