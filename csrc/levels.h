@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "blockwise.h"
+#include "norm_gate.h"
 #include "skinny.h"
 
 namespace lorasmith {
@@ -41,6 +42,14 @@ inline SkinnyKernels skinny_at(const std::string& level) {
     if (level != "portable") return avx2_skinny();
 #endif
     return portable_skinny();
+}
+
+// AVX-512 runs AVX2's here too: these loops wait for memory.
+inline NormGateKernels norm_gate_at(const std::string& level) {
+#ifdef LORASMITH_X86
+    if (level != "portable") return avx2_norm_gate();
+#endif
+    return portable_norm_gate();
 }
 
 }  // namespace lorasmith
