@@ -225,7 +225,7 @@ def _feed_forward_agrees(module: nn.Module, rule: FeedForwardRule) -> bool:
         return layer
 
     stand_in = _shell(module)
-    *ins, out = rule.projections
+    ins = rule.projections[:-1]
     # two inputs or one of twice the width; 4 columns of the model, 64 between
     layers = [linear(4, 128 // len(ins)) for _ in ins]
     down = linear(64, 4)
