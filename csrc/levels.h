@@ -7,6 +7,7 @@
 
 #include "blockwise.h"
 #include "low_rank.h"
+#include "norm_gate.h"
 #include "skinny.h"
 
 namespace lorasmith {
@@ -50,6 +51,14 @@ inline LowRankKernels low_rank_at(const std::string& level) {
     if (level != "portable") return avx2_low_rank();
 #endif
     return portable_low_rank();
+}
+
+// AVX-512 runs AVX2's here too: these loops wait for memory.
+inline NormGateKernels norm_gate_at(const std::string& level) {
+#ifdef LORASMITH_X86
+    if (level != "portable") return avx2_norm_gate();
+#endif
+    return portable_norm_gate();
 }
 
 }  // namespace lorasmith

@@ -225,6 +225,136 @@ void low_rank_outer(Array<const float> h, AnyArray x, Array<float> out, int64_t 
                [&](int64_t first, int64_t last) { kernel(o, 64 * first, std::min(64 * last, features)); });
 }
 
+using Rows = nb::ndarray<nb::ndim<2>, nb::device::cpu>;
+using ReadRows = nb::ndarray<nb::ro, nb::ndim<2>, nb::device::cpu>;
+
+// Whether the values are bf16; both arrays have one type, f32 or bf16, and one shape, and their rows are unbroken.
+template <class A, class B>
+bool check_like(const A& array, const B& like, const char* name) {
+    const bool narrow = is_bfloat(like);
+    if (!narrow && !is_float(like, 32)) throw std::invalid_argument("values are neither float32 nor bfloat16");
+    if (array.dtype() != like.dtype() || array.shape(0) != like.shape(0) || array.shape(1) != like.shape(1)) {
+        throw std::invalid_argument(std::string(name) + " has another type or shape");
+    }
+    if (array.stride(1) != 1) throw std::invalid_argument(std::string(name) + " has broken rows");
+    return narrow;
+}
+
+template <class A>
+void check_whole(const A& array, const char* name) {
+    if (array.stride(0) != int64_t(array.shape(1))) throw std::invalid_argument(std::string(name) + " has gaps");
+}
+
+Norm norm_of(const ReadRows& x, const AnyArray& weight, const Array<float>& rms, const Rows& out, bool plus_one,
+             bool rounds_first) {
+    check_like(out, x, "out");
+    check_like(x, x, "x");
+    check_whole(x, "x");
+    check_whole(out, "out");
+    check_size(weight, int64_t(x.shape(1)), "weight");
+    check_size(rms, int64_t(x.shape(0)), "rms");
+    if (weight.dtype() != x.dtype()) throw std::invalid_argument("weight is not of x's type");
+    Norm n{};
+    n.x = x.data();
+    n.weight = weight.data();
+    n.rms = rms.data();
+    n.out = out.data();
+    n.columns = int64_t(x.shape(1));
+    n.offset = plus_one ? 1.0f : 0.0f;
+    n.rounds_first = rounds_first;
+    return n;
+}
+
+int64_t rows_per_thread(int64_t columns) { return ceil_div(kElementsPerThread, columns > 0 ? columns : 1); }
+
+void rms_norm(ReadRows x, AnyArray weight, Array<float> rms, Rows out, float eps, bool plus_one, bool rounds_first,
+              int threads, const std::string& level) {
+    Norm n = norm_of(x, weight, rms, out, plus_one, rounds_first);
+    n.eps = eps;
+    const NormGateKernels kernels = norm_gate_at(level);
+    const NormRows kernel = is_bfloat(x) ? kernels.norm_bf16 : kernels.norm_f32;
+    const nb::gil_scoped_release released;
+    for_ranges(int64_t(x.shape(0)), rows_per_thread(n.columns), threads,
+               [&](int64_t first, int64_t last) { kernel(n, first, last); });
+}
+
+// grad_weight [parts, columns] gets the sums of as many parts of the rows, and has no parts where nobody asks.
+void rms_norm_backward(ReadRows grad, ReadRows x, AnyArray weight, Array<float> rms, Rows out,
+                       nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> grad_weight, bool plus_one,
+                       bool rounds_first, int threads, const std::string& level) {
+    const Norm n = [&] {
+        Norm of = norm_of(x, weight, rms, out, plus_one, rounds_first);
+        check_like(grad, x, "grad");
+        check_whole(grad, "grad");
+        of.grad = grad.data();
+        return of;
+    }();
+    const int64_t parts = int64_t(grad_weight.shape(0)), rows = int64_t(x.shape(0));
+    if (parts > 0 && int64_t(grad_weight.shape(1)) != n.columns)
+        throw std::invalid_argument("grad_weight is too short");
+    const NormGateKernels kernels = norm_gate_at(level);
+    const NormRows kernel = is_bfloat(x) ? kernels.norm_backward_bf16 : kernels.norm_backward_f32;
+    const nb::gil_scoped_release released;
+    if (parts == 0) {
+        for_ranges(rows, rows_per_thread(n.columns), threads,
+                   [&](int64_t first, int64_t last) { kernel(n, first, last); });
+        return;
+    }
+    for_ranges(parts, 1, threads, [&](int64_t first, int64_t last) {
+        for (int64_t part = first; part < last; ++part) {
+            Norm own = n;
+            own.grad_weight = grad_weight.data() + part * n.columns;
+            kernel(own, rows * part / parts, rows * (part + 1) / parts);
+        }
+    });
+}
+
+Gated gated_of(const ReadRows& gate, const ReadRows& up, const std::string& function) {
+    check_like(gate, gate, "gate");
+    check_like(up, gate, "up");
+    Gated g{};
+    g.gate = gate.data();
+    g.up = up.data();
+    g.columns = int64_t(gate.shape(1));
+    g.gate_stride = gate.stride(0);
+    g.up_stride = up.stride(0);
+    if (function != "silu" && function != "gelu_tanh") throw std::invalid_argument("unknown activation");
+    g.function = function == "silu" ? Gate::kSilu : Gate::kGeluTanh;
+    return g;
+}
+
+void gated_activation(ReadRows gate, ReadRows up, Rows out, const std::string& function, int threads,
+                      const std::string& level) {
+    Gated g = gated_of(gate, up, function);
+    check_like(out, gate, "out");
+    check_whole(out, "out");
+    g.out = out.data();
+    const NormGateKernels kernels = norm_gate_at(level);
+    const GatedRows kernel = is_bfloat(gate) ? kernels.gated_bf16 : kernels.gated_f32;
+    const nb::gil_scoped_release released;
+    for_ranges(int64_t(gate.shape(0)), rows_per_thread(g.columns), threads,
+               [&](int64_t first, int64_t last) { kernel(g, first, last); });
+}
+
+void gated_activation_backward(ReadRows grad, ReadRows gate, ReadRows up, Rows grad_gate, Rows grad_up,
+                               const std::string& function, int threads, const std::string& level) {
+    Gated g = gated_of(gate, up, function);
+    check_like(grad, gate, "grad");
+    check_whole(grad, "grad");
+    check_like(grad_gate, gate, "grad_gate");
+    check_like(grad_up, gate, "grad_up");
+    g.grad = grad.data();
+    g.grad_gate = grad_gate.data();
+    g.grad_up = grad_up.data();
+    g.grad_gate_stride = grad_gate.stride(0);
+    g.grad_up_stride = grad_up.stride(0);
+    const NormGateKernels kernels = norm_gate_at(level);
+    const GatedRows kernel = is_bfloat(gate) ? kernels.gated_backward_bf16 : kernels.gated_backward_f32;
+    const nb::gil_scoped_release released;
+    for_ranges(int64_t(gate.shape(0)), rows_per_thread(g.columns), threads,
+               [&](int64_t first, int64_t last) { kernel(g, first, last); });
+}
+
 const char* threading() {
 #ifdef _OPENMP
     return "OpenMP";
@@ -260,5 +390,15 @@ NB_MODULE(_native, m) {
           "out"_a.noconvert(), "rank"_a, "threads"_a, "level"_a);
     m.def("low_rank_outer", &lorasmith::low_rank_outer, "h"_a.noconvert(), "x"_a.noconvert(), "out"_a.noconvert(),
           "rank"_a, "threads"_a, "level"_a);
+    m.def("rms_norm", &lorasmith::rms_norm, "x"_a.noconvert(), "weight"_a.noconvert(), "rms"_a.noconvert(),
+          "out"_a.noconvert(), "eps"_a, "plus_one"_a, "rounds_first"_a, "threads"_a, "level"_a);
+    m.def("rms_norm_backward", &lorasmith::rms_norm_backward, "grad"_a.noconvert(), "x"_a.noconvert(),
+          "weight"_a.noconvert(), "rms"_a.noconvert(), "out"_a.noconvert(), "grad_weight"_a.noconvert(), "plus_one"_a,
+          "rounds_first"_a, "threads"_a, "level"_a);
+    m.def("gated_activation", &lorasmith::gated_activation, "gate"_a.noconvert(), "up"_a.noconvert(),
+          "out"_a.noconvert(), "function"_a, "threads"_a, "level"_a);
+    m.def("gated_activation_backward", &lorasmith::gated_activation_backward, "grad"_a.noconvert(),
+          "gate"_a.noconvert(), "up"_a.noconvert(), "grad_gate"_a.noconvert(), "grad_up"_a.noconvert(), "function"_a,
+          "threads"_a, "level"_a);
     m.attr("most_skinny_rows") = lorasmith::kMostSkinnyRows;
 }

@@ -6,6 +6,10 @@ import lorasmith.ops.blockwise_linear.cpu
 import lorasmith.ops.blockwise_linear.reference
 import lorasmith.ops.low_rank.cpu
 import lorasmith.ops.low_rank.reference
+import lorasmith.ops.gated_activation.cpu
+import lorasmith.ops.gated_activation.reference
+import lorasmith.ops.rms_norm.cpu
+import lorasmith.ops.rms_norm.reference
 import lorasmith.ops.rowwise.cpu
 import lorasmith.ops.rowwise.reference  # noqa: F401
 from lorasmith.ops.adapted_linear.product import BlockwiseProduct, DenseProduct, Multiplier, Product, RowwiseProduct
@@ -13,10 +17,13 @@ from lorasmith.ops.adapted_linear.schema import LowRank, adapted_linear
 from lorasmith.ops.blockwise.schema import Nested, dequantize_blockwise, double_quantize, quantize_blockwise
 from lorasmith.ops.blockwise_linear.schema import blockwise_linear
 from lorasmith.ops.cross_entropy import head_cross_entropy, linear_cross_entropy
+from lorasmith.ops.gated_activation.schema import Activation, gated_activation, gated_activation_packed
+from lorasmith.ops.rms_norm.schema import rms_norm
 from lorasmith.ops.rowwise.schema import dequantize_rowwise, quantize_rowwise, rowwise_linear
 from lorasmith.ops.status import KernelStatus, kernel_status
 
 __all__ = [
+    "Activation",
     "BlockwiseProduct",
     "DenseProduct",
     "KernelStatus",
@@ -30,10 +37,13 @@ __all__ = [
     "dequantize_blockwise",
     "dequantize_rowwise",
     "double_quantize",
+    "gated_activation",
+    "gated_activation_packed",
     "head_cross_entropy",
     "kernel_status",
     "linear_cross_entropy",
     "quantize_blockwise",
     "quantize_rowwise",
+    "rms_norm",
     "rowwise_linear",
 ]

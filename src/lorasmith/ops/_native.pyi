@@ -68,3 +68,45 @@ def low_rank_add(y: Tensor, h: Tensor, b: Tensor, out: Tensor, rank: int, thread
 
 def low_rank_outer(h: Tensor, x: Tensor, out: Tensor, rank: int, threads: int, level: str) -> None:
     """Fill out float32 [rank, F] with h float32 [N, rank] transposed times x [N, F] in float32 or bfloat16."""
+
+def rms_norm(
+    x: Tensor,
+    weight: Tensor,
+    rms: Tensor,
+    out: Tensor,
+    eps: float,
+    plus_one: bool,
+    rounds_first: bool,
+    threads: int,
+    level: str,
+) -> None:
+    """Fill out and rms float32 [rows] from x [rows, columns] and weight [columns], all float32 or all bfloat16."""
+
+def rms_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    rms: Tensor,
+    out: Tensor,
+    grad_weight: Tensor,
+    plus_one: bool,
+    rounds_first: bool,
+    threads: int,
+    level: str,
+) -> None:
+    """Fill out with the gradient of x; add that of weight to grad_weight float32 [parts, columns], by parts of rows."""
+
+def gated_activation(gate: Tensor, up: Tensor, out: Tensor, function: str, threads: int, level: str) -> None:
+    """Fill out [rows, columns]; rows of gate and up may lie apart."""
+
+def gated_activation_backward(
+    grad: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    grad_gate: Tensor,
+    grad_up: Tensor,
+    function: str,
+    threads: int,
+    level: str,
+) -> None:
+    """Fill grad_gate and grad_up, whose rows may lie apart."""

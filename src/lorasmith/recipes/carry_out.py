@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lorasmith.atomic import write_text
 from lorasmith.attach import class_names, name_classes_, save_adapter
 from lorasmith.evaluation import Scores, compare
+from lorasmith.models.fused_block import fused_blocks
 from lorasmith.planning import MemoryPlan
 from lorasmith.quantized import count_parameters, stored_bytes
 from lorasmith.recipes.adapter_home import adapter_home, home_of
@@ -75,12 +76,12 @@ def begin(folder: RunFolder, recipe: Recipe, plan: MemoryPlan | None, *, resume:
 
 
 def carry_out(work: Work, echo: Echo, *, resume: bool = False) -> FinishedRun:
-    """Scores, trains, scores again, and fills the run folder; the model keeps its best weights and its own attention.
+    """Scores, trains, scores again, and fills the run folder; the model keeps its best weights and its own modules.
 
     Scores are taken in the precision of training. With resume those from before it are the first time's.
     Raises RunError where training fails; checkpoints stay.
     """
-    with own_attention(work.model):
+    with own_attention(work.model), fused_blocks(work.model):
         return _carried_out(work, echo, resume)
 
 

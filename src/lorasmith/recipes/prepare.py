@@ -11,6 +11,7 @@ from lorasmith.doctor import Finding, Job, Place, examine, job_checks, place_che
 from lorasmith.errors import PlanError
 from lorasmith.models.checkpoint import Checkpoint
 from lorasmith.models.device import resolve
+from lorasmith.models.fused_block import fused_blocks
 from lorasmith.planning import MemoryPlan, PlanSettings, plan
 from lorasmith.recipes.base_model import DTYPES, Storage, open_base, skeleton
 from lorasmith.recipes.dataset import Dataset, build_dataset
@@ -121,6 +122,8 @@ def predict_memory(model: PreTrainedModel, recipe: Recipe, dataset: Dataset, dev
         baseline=None if device.type == "cpu" else 0,
     )
     try:
-        return replace(plan(model, settings), device=device.type)
+        # as the run will have them
+        with fused_blocks(model, device):
+            return replace(plan(model, settings), device=device.type)
     except PlanError:
         return None

@@ -1,0 +1,213 @@
+// The rows of norms and gated activations, eight values at a time; an instruction set gives Set::Vec and what it can
+// do.
+//
+// In an unnamed namespace: the file is compiled once for each instruction set, with flags of its own.
+#pragma once
+
+#include <cstring>
+#include <initializer_list>
+
+#include "blockwise.h"
+#include "norm_gate.h"
+
+namespace lorasmith {
+namespace {
+
+constexpr int64_t kWidth = 8;
+
+// Values i <= index < min(i + 8, count) of a row; missing ones are zeros, and are not written.
+template <class Set, class T>
+typename Set::Vec load(const T* row, int64_t i, int64_t count) {
+    if (i + kWidth <= count) return Set::load(row + i);
+    T part[kWidth] = {};
+    std::memcpy(part, row + i, size_t(count - i) * sizeof(T));
+    return Set::load(part);
+}
+
+template <class Set, class T>
+void store(T* row, int64_t i, int64_t count, typename Set::Vec value) {
+    if (i + kWidth <= count) {
+        Set::store(row + i, value);
+        return;
+    }
+    T part[kWidth];
+    Set::store(part, value);
+    std::memcpy(row + i, part, size_t(count - i) * sizeof(T));
+}
+
+template <class Set>
+typename Set::Vec rounded(typename Set::Vec value, const float*) {
+    return value;
+}
+
+template <class Set>
+typename Set::Vec rounded(typename Set::Vec value, const bf16*) {
+    return Set::round_bf16(value);
+}
+
+// e^x by Cephes' polynomial on [-ln2 / 2, ln2 / 2]. The bounds keep 2^n a normal number; NaN passes through them.
+template <class Set>
+typename Set::Vec exponential(typename Set::Vec x) {
+    using Vec = typename Set::Vec;
+    x = Set::min(Set::set(87.0f), Set::max(Set::set(-87.0f), x));
+    const Vec n = Set::nearest(Set::mul(x, Set::set(1.44269504088896341f)));
+    Vec r = Set::fma(n, Set::set(-0.693359375f), x);
+    r = Set::fma(n, Set::set(2.12194440e-4f), r);
+    Vec p = Set::set(1.9875691500e-4f);
+    for (const float factor : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 0.5f}) {
+        p = Set::fma(p, r, Set::set(factor));
+    }
+    p = Set::add(Set::fma(p, Set::mul(r, r), r), Set::set(1.0f));
+    return Set::times_power_of_two(p, n);
+}
+
+template <class Set>
+typename Set::Vec sigmoid(typename Set::Vec z) {
+    const auto one = Set::set(1.0f);
+    return Set::div(one, Set::add(one, exponential<Set>(Set::sub(Set::set(0.0f), z))));
+}
+
+constexpr float kTwoRootTwoOverPi = 1.5957691216057308f;
+constexpr float kCubic = 0.044715f;
+
+// z of gate * sigmoid(z), and its derivative.
+template <class Set, Gate G>
+typename Set::Vec argument(typename Set::Vec x) {
+    if (G == Gate::kSilu) return x;
+    const auto inner = Set::fma(Set::mul(x, x), Set::set(kTwoRootTwoOverPi * kCubic), Set::set(kTwoRootTwoOverPi));
+    return Set::mul(x, inner);
+}
+
+template <class Set, Gate G>
+typename Set::Vec slope(typename Set::Vec x) {
+    if (G == Gate::kSilu) return Set::set(1.0f);
+    return Set::fma(Set::mul(x, x), Set::set(3 * kTwoRootTwoOverPi * kCubic), Set::set(kTwoRootTwoOverPi));
+}
+
+template <class Set, Gate G, class T>
+void gated_rows_of(const Gated& g, int64_t first, int64_t last) {
+    const T* const kind = nullptr;
+    for (int64_t row = first; row < last; ++row) {
+        const T* const gate = static_cast<const T*>(g.gate) + row * g.gate_stride;
+        const T* const up = static_cast<const T*>(g.up) + row * g.up_stride;
+        T* const out = static_cast<T*>(g.out) + row * g.columns;
+        for (int64_t i = 0; i < g.columns; i += kWidth) {
+            const auto x = load<Set>(gate, i, g.columns);
+            const auto act = rounded<Set>(Set::mul(x, sigmoid<Set>(argument<Set, G>(x))), kind);
+            store<Set>(out, i, g.columns, Set::mul(act, load<Set>(up, i, g.columns)));
+        }
+    }
+}
+
+template <class Set, Gate G, class T>
+void gated_backward_rows_of(const Gated& g, int64_t first, int64_t last) {
+    const T* const kind = nullptr;
+    for (int64_t row = first; row < last; ++row) {
+        const T* const gate = static_cast<const T*>(g.gate) + row * g.gate_stride;
+        const T* const up = static_cast<const T*>(g.up) + row * g.up_stride;
+        const T* const grad = static_cast<const T*>(g.grad) + row * g.columns;
+        T* const grad_gate = static_cast<T*>(g.grad_gate) + row * g.grad_gate_stride;
+        T* const grad_up = static_cast<T*>(g.grad_up) + row * g.grad_up_stride;
+        for (int64_t i = 0; i < g.columns; i += kWidth) {
+            const auto x = load<Set>(gate, i, g.columns);
+            const auto s = sigmoid<Set>(argument<Set, G>(x));
+            const auto act = Set::mul(x, s);
+            const auto d = load<Set>(grad, i, g.columns);
+            store<Set>(grad_up, i, g.columns, Set::mul(d, rounded<Set>(act, kind)));
+            // (x s(z))' = s + x s (1 - s) z'
+            const auto fall = Set::mul(Set::sub(Set::set(1.0f), s), slope<Set, G>(x));
+            const auto derivative = Set::fma(act, fall, s);
+            const auto of_act = rounded<Set>(Set::mul(d, load<Set>(up, i, g.columns)), kind);
+            store<Set>(grad_gate, i, g.columns, Set::mul(of_act, derivative));
+        }
+    }
+}
+
+template <class Set, class T>
+void gated_rows(const Gated& g, int64_t first, int64_t last) {
+    (g.function == Gate::kSilu ? gated_rows_of<Set, Gate::kSilu, T> : gated_rows_of<Set, Gate::kGeluTanh, T>)(g, first,
+                                                                                                              last);
+}
+
+template <class Set, class T>
+void gated_backward_rows(const Gated& g, int64_t first, int64_t last) {
+    (g.function == Gate::kSilu ? gated_backward_rows_of<Set, Gate::kSilu, T>
+                               : gated_backward_rows_of<Set, Gate::kGeluTanh, T>)(g, first, last);
+}
+
+// Sums in four registers, so that they do not wait for each other.
+template <class Set, class Term>
+float sum_of(int64_t columns, const Term& term) {
+    typename Set::Vec sums[4] = {Set::set(0.0f), Set::set(0.0f), Set::set(0.0f), Set::set(0.0f)};
+    int64_t i = 0;
+    for (; i + 4 * kWidth <= columns; i += 4 * kWidth) {
+        for (int part = 0; part < 4; ++part) sums[part] = term(i + part * kWidth, sums[part]);
+    }
+    for (; i < columns; i += kWidth) sums[0] = term(i, sums[0]);
+    return Set::sum(Set::add(Set::add(sums[0], sums[1]), Set::add(sums[2], sums[3])));
+}
+
+template <class Set, class T>
+void norm_rows(const Norm& n, int64_t first, int64_t last) {
+    using Vec = typename Set::Vec;
+    const int64_t columns = n.columns;
+    const T* const weight = static_cast<const T*>(n.weight);
+    const Vec offset = Set::set(n.offset);
+    for (int64_t row = first; row < last; ++row) {
+        const T* const x = static_cast<const T*>(n.x) + row * columns;
+        T* const y = static_cast<T*>(n.out) + row * columns;
+        const float squares = sum_of<Set>(columns, [&](int64_t i, Vec sum) {
+            const Vec value = load<Set>(x, i, columns);
+            return Set::fma(value, value, sum);
+        });
+        const float r = 1.0f / Set::root(squares / float(columns) + n.eps);
+        n.rms[row] = r;
+        for (int64_t i = 0; i < columns; i += kWidth) {
+            Vec value = Set::mul(load<Set>(x, i, columns), Set::set(r));
+            if (n.rounds_first) value = rounded<Set>(value, x);
+            store<Set>(y, i, columns, Set::mul(value, Set::add(load<Set>(weight, i, columns), offset)));
+        }
+    }
+}
+
+template <class Set, class T>
+void norm_backward_rows(const Norm& n, int64_t first, int64_t last) {
+    using Vec = typename Set::Vec;
+    const int64_t columns = n.columns;
+    const T* const weight = static_cast<const T*>(n.weight);
+    const Vec offset = Set::set(n.offset);
+    for (int64_t row = first; row < last; ++row) {
+        const T* const x = static_cast<const T*>(n.x) + row * columns;
+        const T* const grad = static_cast<const T*>(n.grad) + row * columns;
+        T* const grad_x = static_cast<T*>(n.out) + row * columns;
+        const Vec r = Set::set(n.rms[row]);
+        const auto of_normed = [&](int64_t i) {
+            const Vec g = Set::mul(load<Set>(grad, i, columns), Set::add(load<Set>(weight, i, columns), offset));
+            return n.rounds_first ? rounded<Set>(g, x) : g;
+        };
+        const float products = sum_of<Set>(
+            columns, [&](int64_t i, Vec sum) { return Set::fma(of_normed(i), load<Set>(x, i, columns), sum); });
+        // n * mean(g * n) = x * (r^2 * mean(g * x))
+        const Vec share = Set::set(n.rms[row] * n.rms[row] * products / float(columns));
+        for (int64_t i = 0; i < columns; i += kWidth) {
+            const Vec value = load<Set>(x, i, columns);
+            if (n.grad_weight != nullptr) {
+                Vec normed = Set::mul(value, r);
+                if (n.rounds_first) normed = rounded<Set>(normed, x);
+                const Vec sum = load<Set>(n.grad_weight, i, columns);
+                store<Set>(n.grad_weight, i, columns, Set::fma(load<Set>(grad, i, columns), normed, sum));
+            }
+            store<Set>(grad_x, i, columns, Set::mul(r, Set::sub(of_normed(i), Set::mul(value, share))));
+        }
+    }
+}
+
+template <class Set>
+NormGateKernels norm_gate_kernels() {
+    return {norm_rows<Set, float>,           norm_rows<Set, bf16>,          norm_backward_rows<Set, float>,
+            norm_backward_rows<Set, bf16>,   gated_rows<Set, float>,        gated_rows<Set, bf16>,
+            gated_backward_rows<Set, float>, gated_backward_rows<Set, bf16>};
+}
+
+}  // namespace
+}  // namespace lorasmith

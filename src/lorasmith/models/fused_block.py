@@ -1,0 +1,273 @@
+"""Norms and gated feed-forwards of a loaded transformers model, run as one operation each.
+
+A module keeps its place, name, parameters, children and hooks; what changes is its class, to a subclass of its own with
+another forward, as FSDP2 does it. That forward uses the module's own wherever the operation has no kernel, and under
+a compiler. A match is believed only where a trial shows it: the module's own forward, on a small stand-in with random
+weights, must give what the operation gives. So nothing is known of architectures, and weights may be on any device.
+"""
+
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from lorasmith.ops import Activation, gated_activation, gated_activation_packed, rms_norm
+from lorasmith.ops.gated_activation.schema import ACTIVATIONS
+from lorasmith.ops.library import NATIVE_KERNELS
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = (torch.float32, torch.bfloat16)
+_EPS = ("variance_epsilon", "eps")
+_PROJECTIONS = (("gate_proj", "up_proj", "down_proj"), ("gate_up_proj", "down_proj"), ("w1", "w3", "w2"))
+
+
+@dataclass(frozen=True)
+class NormRule:
+    """How a norm computes: the attribute that holds its epsilon, and the op's two options."""
+
+    eps: str
+    plus_one: bool
+    rounds_first: bool
+
+
+@dataclass(frozen=True)
+class FeedForwardRule:
+    """How a gated feed-forward computes: its projections, and its other children, which the operation stands for."""
+
+    projections: tuple[str, ...]
+    activation: Activation
+    bypassed: tuple[tuple[str, type[nn.Module]], ...]
+
+
+class _Fused(nn.Module):
+    """What the fused classes share; own_class is the module's class without us."""
+
+    own_class: type[nn.Module]
+    rule: Any
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # a class that was made here has no name to be pickled by
+        _, _, *state = super().__reduce_ex__(protocol)
+        return _empty, (self.own_class, self.rule), *state
+
+
+class _FusedNorm(_Fused):
+    rule: NormRule
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The norm of one tensor; anything else goes to the module's own forward."""
+        weight = self._parameters.get("weight")
+        if len(args) != 1 or kwargs or weight is None or not _suits("rms_norm", args[0], weight):
+            return super().forward(*args, **kwargs)
+        rule = self.rule
+        eps = getattr(self, rule.eps)
+        return rms_norm(args[0], weight, eps, plus_one=rule.plus_one, rounds_first=rule.rounds_first)
+
+
+class _FusedFeedForward(_Fused):
+    rule: FeedForwardRule
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """down(act(gate(x)) * up(x)); the module's own forward where its activation was replaced or is watched."""
+        rule = self.rule
+        plain = all(_unwatched(self._modules.get(name), kind) for name, kind in rule.bypassed)
+        if len(args) != 1 or kwargs or not plain or not _suits("gated_activation", args[0]):
+            return super().forward(*args, **kwargs)
+        *ins, out = (self._modules[name] for name in rule.projections)
+        return out(_gated([layer(args[0]) for layer in ins if layer is not None], rule.activation))  # type: ignore[misc]
+
+
+def fuse_blocks_(model: nn.Module, device: torch.device | None = None) -> list[nn.Module]:
+    """Let the norms and gated feed-forwards of model run as one operation each; returns those that now do.
+
+    device is where model will run, if it is not there yet; one without kernels of ours leaves model as it is, since
+    there the operations save memory but no time. Undo it with split_blocks_. Adapters may come before or after it.
+    """
+    where = device or next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    if where.type not in NATIVE_KERNELS["rms_norm"]:
+        return []
+    fused: list[nn.Module] = []
+    left: set[str] = set()
+    for module in model.modules():
+        if isinstance(module, _Fused) or "forward" in vars(module):
+            continue
+        rule = _norm_rule(module) or _feed_forward_rule(module)
+        if rule is not None:
+            module.__class__ = _fused_class(type(module), rule)
+            fused.append(module)
+        elif _looks_like_one(module):
+            left.add(type(module).__name__)
+    norms = sum(isinstance(module, _FusedNorm) for module in fused)
+    logger.info(
+        "%d norms and %d gated feed-forwards run as one operation each; left as they are: %s",
+        norms,
+        len(fused) - norms,
+        ", ".join(sorted(left)) or "none",
+    )
+    return fused
+
+
+def split_blocks_(model: nn.Module) -> None:
+    """Give every fused module of model its own class back."""
+    for module in model.modules():
+        if isinstance(module, _Fused):
+            module.__class__ = module.own_class
+
+
+@contextmanager
+def fused_blocks(model: nn.Module, device: torch.device | None = None) -> Iterator[None]:
+    """fuse_blocks_ while the block runs; what was fused before stays so."""
+    fused = fuse_blocks_(model, device)
+    try:
+        yield
+    finally:
+        for module in fused:
+            if isinstance(module, _Fused):
+                module.__class__ = module.own_class
+
+
+def _suits(op: str, x: Any, weight: Tensor | None = None) -> bool:
+    """Whether the op's kernel serves x as it is, outside of any compiler."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not isinstance(x, Tensor):
+        return False
+    if x.dtype not in _DTYPES or x.device.type not in NATIVE_KERNELS[op]:
+        return False
+    alike = weight is None or (weight.dtype == x.dtype and weight.device == x.device and weight.shape == x.shape[-1:])
+    return alike and not any(is_traceable_wrapper_subclass(tensor) for tensor in (x, weight))
+
+
+def _unwatched(module: nn.Module | None, kind: type[nn.Module]) -> bool:
+    if type(module) is not kind or "forward" in vars(module):
+        return False
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return not any(hooks)
+
+
+def _gated(parts: list[Tensor], activation: Activation) -> Tensor:
+    if len(parts) == 1:
+        return gated_activation_packed(parts[0], activation)
+    gate, up = parts
+    # projections of different storage may differ in type; autograd's promotion is then the model's own
+    wide = torch.promote_types(gate.dtype, up.dtype)
+    return gated_activation(gate.to(wide), up.to(wide), activation)
+
+
+@cache
+def _fused_class(own: type[nn.Module], rule: NormRule | FeedForwardRule) -> type[nn.Module]:
+    kind = _FusedNorm if isinstance(rule, NormRule) else _FusedFeedForward
+    return type(own.__name__, (kind, own), {"own_class": own, "rule": rule, "__module__": own.__module__})
+
+
+def _empty(own: type[nn.Module], rule: NormRule | FeedForwardRule) -> nn.Module:
+    made = _fused_class(own, rule)
+    return made.__new__(made)
+
+
+def _looks_like_one(module: nn.Module) -> bool:
+    return "RMSNorm" in type(module).__name__ or any(set(names) <= set(module._modules) for names in _PROJECTIONS)
+
+
+def _norm_rule(module: nn.Module) -> NormRule | None:
+    weight = module._parameters.get("weight")
+    eps = next((name for name in _EPS if isinstance(vars(module).get(name), float)), None)
+    only = len(module._parameters) == 1 and not module._modules and not module._buffers
+    if not only or weight is None or weight.dim() != 1 or eps is None:
+        return None
+    # (plus_one, rounds_first): Llama, Gemma, and the product in f32 of OLMo 2 and gpt-oss
+    conventions = ((False, True), (True, False), (False, False))
+    rules = [NormRule(eps, plus_one, rounds_first) for plus_one, rounds_first in conventions]
+    return next((rule for rule in rules if _norm_agrees(module, rule, weight.shape[0])), None)
+
+
+def _norm_agrees(module: nn.Module, rule: NormRule, width: int) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    # rows of large and of tiny values (where epsilon shows), none with a mean of zero
+    spread = torch.tensor([[30.0], [1.0], [1e-3]])
+    for dtype in _DTYPES:
+        x = ((torch.randn(3, width, generator=generator) + 0.5) * spread).to(dtype)
+        weight = (torch.randn(width, generator=generator) + 1).to(dtype)
+        stand_in = _shell(module)
+        stand_in._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
+        eps = getattr(module, rule.eps)
+        ours = rms_norm(x, weight, eps, plus_one=rule.plus_one, rounds_first=rule.rounds_first)
+        if not _agrees(stand_in, x, ours):
+            return False
+    return True
+
+
+def _feed_forward_rule(module: nn.Module) -> FeedForwardRule | None:
+    names = next((names for names in _PROJECTIONS if set(names) <= set(module._modules)), None)
+    others = [
+        (name, child) for name, child in module._modules.items() if child is not None and name not in (names or ())
+    ]
+    if names is None or module._parameters or module._buffers or any([*child.parameters()] for _, child in others):
+        return None
+    bypassed = tuple((name, type(child)) for name, child in others)
+    rules = [FeedForwardRule(names, activation, bypassed) for activation in ACTIVATIONS]
+    return next((rule for rule in rules if _feed_forward_agrees(module, rule)), None)
+
+
+def _feed_forward_agrees(module: nn.Module, rule: FeedForwardRule) -> bool:
+    generator = torch.Generator().manual_seed(0)
+
+    def linear(inside: int, outside: int) -> nn.Linear:
+        layer = nn.Linear(inside, outside, bias=False, device="meta")
+        weight = torch.randn(outside, inside, generator=generator)
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+        return layer
+
+    stand_in = _shell(module)
+    ins = rule.projections[:-1]
+    # two inputs or one of twice the width; 4 columns of the model, 64 between
+    layers = [linear(4, 128 // len(ins)) for _ in ins]
+    down = linear(64, 4)
+    stand_in._modules = {name: copy.deepcopy(child) for name, child in _bypassed_children(module, rule)}
+    stand_in._modules |= dict(zip(rule.projections, [*layers, down], strict=True))
+    stand_in.train()
+    x = torch.randn(5, 4, generator=generator)
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        ours = down(_gated([layer(x) for layer in layers], rule.activation))
+    return _agrees(stand_in, x, ours)
+
+
+def _bypassed_children(module: nn.Module, rule: FeedForwardRule) -> list[tuple[str, nn.Module]]:
+    """The children that the operation stands for."""
+    return [(name, module.get_submodule(name)) for name, _ in rule.bypassed]
+
+
+def _shell(module: nn.Module) -> nn.Module:
+    """A copy whose tensors and children can be replaced, without hooks."""
+    shell = module.__class__.__new__(module.__class__)
+    vars(shell).update(vars(module))
+    for name, value in vars(module).items():
+        if isinstance(value, dict):
+            vars(shell)[name] = type(value)() if name.endswith("_hooks") else copy.copy(value)
+    return shell
+
+
+def _agrees(stand_in: nn.Module, x: Tensor, ours: Tensor) -> bool:
+    """Whether the module's own forward gives ours, of ours' type, but for a few f32 roundings or one of bf16."""
+    try:
+        # random states: a module that draws numbers must not move the run's
+        with torch.no_grad(), torch.random.fork_rng([]), torch.autocast("cpu", enabled=False):
+            own = stand_in.forward(x)
+    except Exception as error:  # any code of a model may fail on a stand-in, in any way
+        logger.debug("%s was tried and failed", type(stand_in).__name__, exc_info=error)
+        return False
+    if not isinstance(own, Tensor) or own.shape != ours.shape or own.dtype != ours.dtype:
+        return False
+    eps = torch.finfo(own.dtype).eps
+    if own.dtype == torch.float32:
+        bound = 32 * eps * own.abs().amax(-1, keepdim=True)
+        return bool(((own - ours).abs() <= bound).all())
+    # one place of the value itself, and that seldom: another order of roundings would differ in many
+    apart = (own.float() - ours.float()).abs()
+    return bool((apart <= 2 * eps * own.float().abs()).all()) and float((apart > 0).float().mean()) < 0.01
