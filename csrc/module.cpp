@@ -160,7 +160,7 @@ void multiply_4bit(Array<const uint8_t> packed, AnyArray scales, Array<const flo
     const SkinnyKernels kernels = skinny_at(level);
     const nb::gil_scoped_release released;
     std::vector<float> arranged(size_t(s.rows * in_features));
-    kernels.arrange(x.data(), s.rows * in_features, arranged.data());
+    kernels.arrange(s, x.data(), arranged.data());
     s.x = arranged.data();
     for_ranges(s.out_features, kElementsPerThread / in_features, threads,
                [&](int64_t first, int64_t last) { kernels.multiply(s, first, last); });
