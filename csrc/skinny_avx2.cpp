@@ -18,7 +18,7 @@
 namespace lorasmith {
 namespace {
 
-constexpr int64_t kMostDirectRows = 3;
+constexpr int64_t kMostDirectRows = 4;
 // One chunk of a panel is 16 KB, and four rows of x beside it 8 KB.
 constexpr int64_t kChunk = 512;
 // Bytes ahead of the codes in work that are fetched: the processor's own prefetching stops at each page.
@@ -200,6 +200,7 @@ void multiply(const Skinny& s, int64_t first, int64_t last) {
         if (s.rows == 1) multiply_row<1>(s, levels, o);
         if (s.rows == 2) multiply_row<2>(s, levels, o);
         if (s.rows == 3) multiply_row<3>(s, levels, o);
+        if (s.rows == 4) multiply_row<4>(s, levels, o);
     }
 }
 
