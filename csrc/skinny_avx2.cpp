@@ -80,23 +80,39 @@ struct Scales {
     __m256 factor = _mm256_setzero_ps();
 };
 
+// Sums a row of x, so that they do not wait for each other: four rows do not, and more would not stay in registers.
 template <int R>
-void multiply_row(const Skinny& s, const Levels& levels, int64_t o) {
+constexpr int kSums = R < 4 ? 2 : 1;
+
+// Columns that take turns with one chunk of x: four rows of x do not stay in the first cache, chunks of them do.
+template <int R>
+constexpr int64_t kTurns = R < 4 ? 1 : kGroupColumns;
+
+// Adds elements first <= i < last of row o of W times R rows of x to totals [R][kSums].
+template <int R>
+void add_row(const Skinny& s, const Levels& levels, int64_t o, int64_t first, int64_t last, float* totals) {
+    constexpr int S = kSums<R>;
     const __m256i nibble = _mm256_set1_epi8(15);
     const int64_t begin = o * s.in_features;
     const uint8_t* packed = s.stored.packed + begin / 2;
-    Scales scales(s.stored, begin / s.stored.blocksize);
-    // two sums a row, so that they do not wait for each other
-    __m256 total[R][2];
-    for (int r = 0; r < R; ++r) total[r][0] = total[r][1] = _mm256_setzero_ps();
-    int64_t block_end = s.stored.blocksize - begin % s.stored.blocksize;
-    for (int64_t i = 0; i < s.in_features; block_end += s.stored.blocksize) {
-        const int64_t end = block_end < s.in_features ? block_end : s.in_features;
-        __m256 piece[R][2];
-        for (int r = 0; r < R; ++r) piece[r][0] = piece[r][1] = _mm256_setzero_ps();
+    // where columns take turns, the same place of the next group
+    const int64_t ahead = kTurns<R> == 1 ? kFetchAhead : kTurns<R> * s.in_features / 2;
+    const int64_t block = (begin + first) / s.stored.blocksize;
+    Scales scales(s.stored, block);
+    __m256 total[R][S];
+    for (int r = 0; r < R; ++r) {
+        for (int sum = 0; sum < S; ++sum) total[r][sum] = _mm256_loadu_ps(totals + 8 * (r * S + sum));
+    }
+    int64_t block_end = (block + 1) * s.stored.blocksize - begin;
+    for (int64_t i = first; i < last; block_end += s.stored.blocksize) {
+        const int64_t end = block_end < last ? block_end : last;
+        __m256 piece[R][S];
+        for (int r = 0; r < R; ++r) {
+            for (int sum = 0; sum < S; ++sum) piece[r][sum] = _mm256_setzero_ps();
+        }
         for (; i < end; i += 64) {
             const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(packed + i / 2));
-            _mm_prefetch(reinterpret_cast<const char*>(packed + i / 2 + kFetchAhead), _MM_HINT_T0);
+            _mm_prefetch(reinterpret_cast<const char*>(packed + i / 2 + ahead), _MM_HINT_T0);
             __m256 level[4];
             for (int half = 0; half < 2; ++half) {
                 const __m256i codes = half == 0 ? _mm256_srli_epi16(pairs, 4) : pairs;
@@ -106,9 +122,8 @@ void multiply_row(const Skinny& s, const Levels& levels, int64_t o) {
                 for (int quarter = 0; quarter < 4; ++quarter) {
 #pragma GCC unroll 4
                     for (int r = 0; r < R; ++r) {
-                        __m256& sum = piece[r][quarter % 2];
-                        sum =
-                            _mm256_fmadd_ps(level[quarter], _mm256_loadu_ps(x + r * s.in_features + 8 * quarter), sum);
+                        const __m256 value = _mm256_loadu_ps(x + r * s.in_features + 8 * quarter);
+                        piece[r][quarter % S] = _mm256_fmadd_ps(level[quarter], value, piece[r][quarter % S]);
                     }
                 }
             }
@@ -116,11 +131,34 @@ void multiply_row(const Skinny& s, const Levels& levels, int64_t o) {
         const __m256 scale = scales.take();
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
-            total[r][0] = _mm256_fmadd_ps(piece[r][0], scale, total[r][0]);
-            total[r][1] = _mm256_fmadd_ps(piece[r][1], scale, total[r][1]);
+            for (int sum = 0; sum < S; ++sum) total[r][sum] = _mm256_fmadd_ps(piece[r][sum], scale, total[r][sum]);
         }
     }
-    for (int r = 0; r < R; ++r) s.y[r * s.out_features + o] = sum_of(_mm256_add_ps(total[r][0], total[r][1]));
+    for (int r = 0; r < R; ++r) {
+        for (int sum = 0; sum < S; ++sum) _mm256_storeu_ps(totals + 8 * (r * S + sum), total[r][sum]);
+    }
+}
+
+template <int R>
+void multiply_rows(const Skinny& s, const Levels& levels, int64_t first, int64_t last) {
+    constexpr int64_t kTotals = 8 * R * kSums<R>;
+    const int64_t chunk = kTurns<R> == 1 ? s.in_features : kChunk;
+    for (int64_t start = first; start < last; start += kTurns<R>) {
+        const int64_t columns = last - start < kTurns<R> ? last - start : kTurns<R>;
+        float totals[kTurns<R> * kTotals] = {};
+        for (int64_t i = 0; i < s.in_features; i += chunk) {
+            const int64_t end = s.in_features - i < chunk ? s.in_features : i + chunk;
+            for (int64_t c = 0; c < columns; ++c) add_row<R>(s, levels, start + c, i, end, totals + c * kTotals);
+        }
+        for (int64_t c = 0; c < columns; ++c) {
+            for (int r = 0; r < R; ++r) {
+                const float* of_row = totals + c * kTotals + 8 * kSums<R> * r;
+                __m256 sum = _mm256_loadu_ps(of_row);
+                if (kSums<R> == 2) sum = _mm256_add_ps(sum, _mm256_loadu_ps(of_row + 8 * (kSums<R> - 1)));
+                s.y[r * s.out_features + start + c] = sum_of(sum);
+            }
+        }
+    }
 }
 
 // Elements first <= i < last of row o of W, scaled; 8 at a time in the order of arrange_panel.
@@ -196,12 +234,10 @@ void multiply(const Skinny& s, int64_t first, int64_t last) {
         multiply_panels(s, levels, first, last);
         return;
     }
-    for (int64_t o = first; o < last; ++o) {
-        if (s.rows == 1) multiply_row<1>(s, levels, o);
-        if (s.rows == 2) multiply_row<2>(s, levels, o);
-        if (s.rows == 3) multiply_row<3>(s, levels, o);
-        if (s.rows == 4) multiply_row<4>(s, levels, o);
-    }
+    if (s.rows == 1) multiply_rows<1>(s, levels, first, last);
+    if (s.rows == 2) multiply_rows<2>(s, levels, first, last);
+    if (s.rows == 3) multiply_rows<3>(s, levels, first, last);
+    if (s.rows == 4) multiply_rows<4>(s, levels, first, last);
 }
 
 // Position p of a group of 32 or 64 elements gets the element that the look-up leaves there: quarter q of 8 levels
