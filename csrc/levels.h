@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "blockwise.h"
+#include "int8.h"
 #include "skinny.h"
 
 namespace lorasmith {
@@ -35,12 +36,19 @@ inline Kernels kernels_at(const std::string& level) {
     throw std::invalid_argument("level '" + level + "' is not one that this build and processor can run");
 }
 
-// AVX-512 has no kernel of its own yet and runs AVX2's.
+// AVX-512 has no kernels of its own for products yet and runs AVX2's.
 inline SkinnyKernels skinny_at(const std::string& level) {
 #ifdef LORASMITH_X86
     if (level != "portable") return avx2_skinny();
 #endif
     return portable_skinny();
+}
+
+inline MultiplyInt8 multiply_int8_at(const std::string& level) {
+#ifdef LORASMITH_X86
+    if (level != "portable") return multiply_int8_avx2;
+#endif
+    return multiply_int8_portable;
 }
 
 }  // namespace lorasmith

@@ -166,6 +166,21 @@ void multiply_4bit(Array<const uint8_t> packed, AnyArray scales, Array<const flo
                [&](int64_t first, int64_t last) { kernels.multiply(s, first, last); });
 }
 
+// y [rows, columns] = a [rows, in_features] b [columns, in_features]^T, all flat.
+void multiply_int8(Array<const int8_t> a, Array<const int8_t> b, Array<int32_t> y, int64_t in_features, int threads,
+                   const std::string& level) {
+    if (in_features < 1) throw std::invalid_argument("in_features is not positive");
+    const int64_t rows = int64_t(a.shape(0)) / in_features, columns = int64_t(b.shape(0)) / in_features;
+    check_size(a, rows * in_features, "a");
+    check_size(b, columns * in_features, "b");
+    check_size(y, rows * columns, "y");
+    const Int8Product p{a.data(), b.data(), y.data(), rows, columns, in_features};
+    const MultiplyInt8 multiply = multiply_int8_at(level);
+    const nb::gil_scoped_release released;
+    for_ranges(columns, kElementsPerThread / in_features, threads,
+               [&](int64_t first, int64_t last) { multiply(p, first, last); });
+}
+
 const char* threading() {
 #ifdef _OPENMP
     return "OpenMP";
@@ -195,5 +210,7 @@ NB_MODULE(_native, m) {
           "codebook"_a.noconvert(), "blocksize"_a, "nested_scales"_a.noconvert().none(),
           "nested_offset"_a.noconvert().none(), "nested_codebook"_a.noconvert().none(), "nested_blocksize"_a,
           "x"_a.noconvert(), "y"_a.noconvert(), "in_features"_a, "threads"_a, "level"_a);
+    m.def("multiply_int8", &lorasmith::multiply_int8, "a"_a.noconvert(), "b"_a.noconvert(), "y"_a.noconvert(),
+          "in_features"_a, "threads"_a, "level"_a);
     m.attr("most_skinny_rows") = lorasmith::kMostSkinnyRows;
 }

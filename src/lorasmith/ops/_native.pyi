@@ -59,3 +59,6 @@ def multiply_4bit(
     level: str,
 ) -> None:
     """Fill y float32 [rows, out_features] with x float32 [rows, in_features] times the stored weight transposed."""
+
+def multiply_int8(a: Tensor, b: Tensor, y: Tensor, in_features: int, threads: int, level: str) -> None:
+    """Fill y int32 [rows, columns] with a int8 [rows, in_features] times b int8 [columns, in_features] transposed."""
