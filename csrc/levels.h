@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "blockwise.h"
+#include "int8.h"
 #include "low_rank.h"
 #include "norm_gate.h"
 #include "skinny.h"
@@ -59,6 +60,13 @@ inline NormGateKernels norm_gate_at(const std::string& level) {
     if (level != "portable") return avx2_norm_gate();
 #endif
     return portable_norm_gate();
+}
+
+inline MultiplyInt8 multiply_int8_at(const std::string& level) {
+#ifdef LORASMITH_X86
+    if (level != "portable") return multiply_int8_avx2;
+#endif
+    return multiply_int8_portable;
 }
 
 }  // namespace lorasmith

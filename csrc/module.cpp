@@ -162,7 +162,7 @@ void multiply_4bit(Array<const uint8_t> packed, AnyArray scales, Array<const flo
     const SkinnyKernels kernels = skinny_at(level);
     const nb::gil_scoped_release released;
     std::vector<float> arranged(size_t(s.rows * in_features));
-    kernels.arrange(x.data(), s.rows * in_features, arranged.data());
+    kernels.arrange(s, x.data(), arranged.data());
     s.x = arranged.data();
     for_ranges(s.out_features, kElementsPerThread / in_features, threads,
                [&](int64_t first, int64_t last) { kernels.multiply(s, first, last); });
@@ -355,6 +355,21 @@ void gated_activation_backward(ReadRows grad, ReadRows gate, ReadRows up, Rows g
                [&](int64_t first, int64_t last) { kernel(g, first, last); });
 }
 
+// y [rows, columns] = a [rows, in_features] b [columns, in_features]^T, all flat.
+void multiply_int8(Array<const int8_t> a, Array<const int8_t> b, Array<int32_t> y, int64_t in_features, int threads,
+                   const std::string& level) {
+    if (in_features < 1) throw std::invalid_argument("in_features is not positive");
+    const int64_t rows = int64_t(a.shape(0)) / in_features, columns = int64_t(b.shape(0)) / in_features;
+    check_size(a, rows * in_features, "a");
+    check_size(b, columns * in_features, "b");
+    check_size(y, rows * columns, "y");
+    const Int8Product p{a.data(), b.data(), y.data(), rows, columns, in_features};
+    const MultiplyInt8 multiply = multiply_int8_at(level);
+    const nb::gil_scoped_release released;
+    for_ranges(columns, kElementsPerThread / in_features, threads,
+               [&](int64_t first, int64_t last) { multiply(p, first, last); });
+}
+
 const char* threading() {
 #ifdef _OPENMP
     return "OpenMP";
@@ -400,5 +415,7 @@ NB_MODULE(_native, m) {
     m.def("gated_activation_backward", &lorasmith::gated_activation_backward, "grad"_a.noconvert(),
           "gate"_a.noconvert(), "up"_a.noconvert(), "grad_gate"_a.noconvert(), "grad_up"_a.noconvert(), "function"_a,
           "threads"_a, "level"_a);
+    m.def("multiply_int8", &lorasmith::multiply_int8, "a"_a.noconvert(), "b"_a.noconvert(), "y"_a.noconvert(),
+          "in_features"_a, "threads"_a, "level"_a);
     m.attr("most_skinny_rows") = lorasmith::kMostSkinnyRows;
 }

@@ -2,8 +2,9 @@
 //
 // W [out_features, in_features] lies flat and row-major in blocks, as blockwise.h says; a block may run on into the
 // next row. Where in_features is a multiple of 32, every piece of a row inside one block is too, and starts on a whole
-// byte. Arithmetic: levels are multiplied with x and summed in f32 piece by piece, and each sum by the scale of its
-// block, so results differ from the reference's by the order of f32 roundings.
+// byte. Arithmetic: f32. Either levels are multiplied with x and summed piece by piece, and each sum by the scale of
+// its block, or level times scale, rounded as the reference rounds it, is multiplied with x; so results differ from the
+// reference's by the order of f32 roundings.
 #pragma once
 
 #include "blockwise.h"
@@ -22,8 +23,8 @@ struct Skinny {
 };
 
 struct SkinnyKernels {
-    // Puts x in the order in which the product reads it; count is a multiple of 32.
-    void (*arrange)(const float* x, int64_t count, float* arranged);
+    // Puts x in the order in which the product reads it; the other fields of the argument tell which that is.
+    void (*arrange)(const Skinny&, const float* x, float* arranged);
     // Writes the columns first <= o < last of y.
     void (*multiply)(const Skinny&, int64_t first, int64_t last);
 };

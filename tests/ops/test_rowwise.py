@@ -56,7 +56,7 @@ def test_values_are_code_times_absmax_over_127():
     assert torch.equal(values, functional.int8_vectorwise_dequant(codes, absmax))
 
 
-@pytest.mark.parametrize("multiply", [reference.int8_matmul, cpu.int8_matmul])
+@pytest.mark.parametrize("multiply", [reference.int8_matmul, cpu.onednn_int8_matmul])
 @pytest.mark.parametrize("rows, width, columns", [(1, 5, 3), (17, 1024, 8), (3, 5000, 33)])
 def test_integer_products_are_exact(multiply, rows, width, columns):
     # all codes at their extreme: the sums pass 2**24, beyond which f32 skips integers
@@ -65,6 +65,29 @@ def test_integer_products_are_exact(multiply, rows, width, columns):
     b[:, ::7] = -126
     expected = a.long() @ b.long().t()
     assert torch.equal(multiply(a, b), expected.int())
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 16, 33, 70])
+@pytest.mark.parametrize("columns, width", [(1, 1), (3, 15), (8, 16), (13, 79), (33, 1024), (21, 2100)])
+def test_the_native_integer_product_is_that_of_the_reference(native_kernels, rows, columns, width):
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randint(-128, 128, (n, width), generator=generator, dtype=torch.int8) for n in (rows, columns))
+    assert torch.equal(cpu.int8_matmul(a, b), reference.int8_matmul(a, b))
+
+
+@pytest.mark.parametrize("left, right", [(-128, -128), (-128, 127), (127, 127)])
+def test_the_native_integer_product_is_exact_at_the_extremes(native_kernels, left, right):
+    a, b = torch.full((5, 5003), left, dtype=torch.int8), torch.full((9, 5003), right, dtype=torch.int8)
+    b[:, ::7] = -right - 1
+    assert torch.equal(cpu.int8_matmul(a, b), (a.long() @ b.long().t()).int())
+
+
+def test_the_native_integer_product_takes_strided_and_empty_matrices(native_kernels):
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randint(-128, 128, (40, n), generator=generator, dtype=torch.int8) for n in (5, 9))
+    assert torch.equal(cpu.int8_matmul(a.t(), b.t()), reference.int8_matmul(a.t(), b.t()))
+    assert cpu.int8_matmul(a.t()[:0], b.t()).shape == (0, 9)
+    assert torch.equal(cpu.int8_matmul(a.t()[:, :0], b.t()[:, :0]), torch.zeros(5, 9, dtype=torch.int32))
 
 
 def definition(x, codes, absmax, bias, threshold):

@@ -110,3 +110,6 @@ def gated_activation_backward(
     level: str,
 ) -> None:
     """Fill grad_gate and grad_up, whose rows may lie apart."""
+
+def multiply_int8(a: Tensor, b: Tensor, y: Tensor, in_features: int, threads: int, level: str) -> None:
+    """Fill y int32 [rows, columns] with a int8 [rows, in_features] times b int8 [columns, in_features] transposed."""

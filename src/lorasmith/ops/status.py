@@ -5,8 +5,9 @@ from typing import Literal
 
 import torch
 
-from lorasmith.ops.library import NATIVE_KERNELS, reference_only
+from lorasmith.ops.library import NATIVE_KERNELS
 from lorasmith.ops.native import absence, extension, kernels, level
+from lorasmith.ops.rowwise.cpu import uses_onednn
 
 # Ops that consist of others and so need no kernel of their own.
 COMPOSED = {
@@ -44,15 +45,13 @@ def _status(op: str, device: str) -> KernelStatus:
         return KernelStatus(op, device, "reference", f"made of {COMPOSED[op]}")
     if device != "cpu":
         return KernelStatus(op, device, "reference", f"plain PyTorch: there is no {device} kernel yet")
-    if op == "int8_matmul" and not reference_only():
-        return KernelStatus(op, device, "reference", "the processor has no AVX-512")
     if extension() is None:
         return KernelStatus(op, device, "reference", absence())
     return KernelStatus(op, device, "reference", "plain PyTorch: no kernel needed")
 
 
 def _why_native(op: str) -> str:
-    if op == "int8_matmul":
+    if op == "int8_matmul" and uses_onednn():
         return "oneDNN int8 through torch._int_mm"
     if op == "blockwise_linear":
         return (
