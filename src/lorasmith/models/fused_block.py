@@ -25,6 +25,8 @@ from lorasmith.ops.library import NATIVE_KERNELS
 logger = logging.getLogger(__name__)
 
 _DTYPES = (torch.float32, torch.bfloat16)
+# without gradients, a call of an op takes longer than it saves on fewer elements (a token's, in generation)
+_FEWEST = 1 << 15
 _EPS = ("variance_epsilon", "eps")
 _PROJECTIONS = (("gate_proj", "up_proj", "down_proj"), ("gate_up_proj", "down_proj"), ("w1", "w3", "w2"))
 
@@ -50,13 +52,13 @@ class FeedForwardRule:
 class _Fused(nn.Module):
     """What the fused classes share; own_class is the module's class without us."""
 
-    own_class: type[nn.Module]
+    own_class: Any
     rule: Any
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # a class that was made here has no name to be pickled by
-        _, _, *state = super().__reduce_ex__(protocol)
-        return _empty, (self.own_class, self.rule), *state
+        reduced: tuple[Any, ...] = super().__reduce_ex__(protocol)  # type: ignore[assignment]
+        return _empty, (self.own_class, self.rule), *reduced[2:]
 
 
 class _FusedNorm(_Fused):
@@ -135,10 +137,12 @@ def fused_blocks(model: nn.Module, device: torch.device | None = None) -> Iterat
 
 
 def _suits(op: str, x: Any, weight: Tensor | None = None) -> bool:
-    """Whether the op's kernel serves x as it is, outside of any compiler."""
+    """Whether the op's kernel serves x as it is, outside of any compiler, and pays."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or not isinstance(x, Tensor):
         return False
     if x.dtype not in _DTYPES or x.device.type not in NATIVE_KERNELS[op]:
+        return False
+    if not torch.is_grad_enabled() and x.numel() < _FEWEST:
         return False
     alike = weight is None or (weight.dtype == x.dtype and weight.device == x.device and weight.shape == x.shape[-1:])
     return alike and not any(is_traceable_wrapper_subclass(tensor) for tensor in (x, weight))
@@ -161,7 +165,7 @@ def _gated(parts: list[Tensor], activation: Activation) -> Tensor:
 
 
 @cache
-def _fused_class(own: type[nn.Module], rule: NormRule | FeedForwardRule) -> type[nn.Module]:
+def _fused_class(own: Any, rule: NormRule | FeedForwardRule) -> type[nn.Module]:
     kind = _FusedNorm if isinstance(rule, NormRule) else _FusedFeedForward
     return type(own.__name__, (kind, own), {"own_class": own, "rule": rule, "__module__": own.__module__})
 

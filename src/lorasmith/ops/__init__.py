@@ -4,10 +4,10 @@ import lorasmith.ops.blockwise.cpu
 import lorasmith.ops.blockwise.reference
 import lorasmith.ops.blockwise_linear.cpu
 import lorasmith.ops.blockwise_linear.reference
-import lorasmith.ops.low_rank.cpu
-import lorasmith.ops.low_rank.reference
 import lorasmith.ops.gated_activation.cpu
 import lorasmith.ops.gated_activation.reference
+import lorasmith.ops.low_rank.cpu
+import lorasmith.ops.low_rank.reference
 import lorasmith.ops.rms_norm.cpu
 import lorasmith.ops.rms_norm.reference
 import lorasmith.ops.rowwise.cpu
