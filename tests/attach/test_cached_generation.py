@@ -1,10 +1,10 @@
 """Generation with a cache on a quantized base with an active LoRA."""
 
 import pytest
-import tiny
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import tiny
 from lorasmith import LoraConfig, get_peft_model
 from lorasmith.ops.native import extension
 
