@@ -1,7 +1,8 @@
 """What a method may know of the module that it is placed on: kind and sizes, never how the weight is stored."""
 
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -92,11 +93,18 @@ def frozen_product(module: nn.Module, x: Tensor) -> Product | None:
     weight = module._parameters.get("weight")
     if weight is None or weight.requires_grad:
         return None
-    if isinstance(module, Multiplier):
+    if _multiplies(type(module)):
+        module = cast(Any, module)
         return module.product() if free or module.working_dtype(x) == x.dtype else None
     if type(module) not in (nn.Linear, Conv1D) or not (free or weight.dtype == x.dtype):
         return None
     return DenseProduct(weight if isinstance(module, nn.Linear) else weight.T)
+
+
+@cache
+def _multiplies(kind: type) -> bool:
+    # once a class: the check of a protocol costs as much as a thin product
+    return issubclass(kind, Multiplier)
 
 
 def _output_scale(module: nn.Embedding | QuantizedEmbedding, path: str) -> float:

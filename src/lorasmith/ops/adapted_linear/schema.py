@@ -46,7 +46,34 @@ def adapted_linear(x: Tensor, product: Product, bias: Tensor | None, updates: Se
     x, bias = autocast_inputs(x, bias)
     scales = tuple((update.scaling, update.dropout) for update in updates)
     factors = [factor for update in updates for factor in (update.a, update.b)]
+    if not torch.is_grad_enabled():
+        # an autograd step that keeps nothing still costs more than the thin products of one row
+        return _computed(x, bias, product, scales, factors)[0]
     return _AdaptedLinear.apply(x, bias, product, scales, *factors)
+
+
+def _computed(
+    x: Tensor,
+    bias: Tensor | None,
+    product: Product,
+    scales: tuple[tuple[float, float], ...],
+    factors: Sequence[Tensor],
+) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
+    """y [..., O] in x's type, and of each update h [N, R] and the mask of its dropout."""
+    wide = product_dtype(x.dtype, x.device)
+    exact = _factor_dtype(wide, x.device)
+    hiddens: list[Tensor] = []
+    masks: list[Tensor | None] = []
+    with without_autocast(x.device):
+        x_NI = x.reshape(-1, x.shape[-1])
+        y_NO = product.forward(x_NI.to(wide), None if bias is None else bias.to(wide))
+        for (scaling, dropout), a_RI, b_OR in zip(scales, factors[::2], factors[1::2], strict=True):
+            kept_NI, mask = _drop(x_NI, dropout)
+            hiddens.append(project(kept_NI, a_RI.to(exact), scaling))
+            masks.append(mask)
+            dtype = x.dtype if len(hiddens) == len(scales) else wide
+            y_NO = add_update(y_NO, hiddens[-1], b_OR.to(exact).T, dtype)
+    return y_NO.to(x.dtype).view(*x.shape[:-1], y_NO.shape[1]), hiddens, masks
 
 
 # where the factors begin among the arguments of the step: behind x, bias, product and scales
@@ -63,23 +90,13 @@ class _AdaptedLinear(torch.autograd.Function):
         scales: tuple[tuple[float, float], ...],
         *factors: Tensor,
     ) -> Tensor:
-        wide = product_dtype(x.dtype, x.device)
-        exact = _factor_dtype(wide, x.device)
-        hiddens, masks = [], []
-        with without_autocast(x.device):
-            x_NI = x.reshape(-1, x.shape[-1])
-            y_NO = product.forward(x_NI.to(wide), None if bias is None else bias.to(wide))
-            for (scaling, dropout), a_RI, b_OR in zip(scales, factors[::2], factors[1::2], strict=True):
-                kept_NI, mask = _drop(x_NI, dropout)
-                hiddens.append(project(kept_NI, a_RI.to(exact), scaling))
-                masks.append(mask)
-                dtype = x.dtype if len(hiddens) == len(scales) else wide
-                y_NO = add_update(y_NO, hiddens[-1], b_OR.to(exact).T, dtype)
+        y, hiddens, masks = _computed(x, bias, product, scales, factors)
         trains = any(ctx.needs_input_grad[_FACTORS:])
         ctx.save_for_backward(x if trains else None, *factors, *hiddens, *masks)
-        ctx.product, ctx.scales, ctx.wide, ctx.x_shape, ctx.x_dtype = product, scales, wide, x.shape, x.dtype
+        ctx.product, ctx.scales, ctx.x_shape, ctx.x_dtype = product, scales, x.shape, x.dtype
+        ctx.wide = product_dtype(x.dtype, x.device)
         ctx.bias_dtype = None if bias is None else bias.dtype
-        return y_NO.to(x.dtype).view(*x.shape[:-1], y_NO.shape[1])
+        return y
 
     @staticmethod
     @once_differentiable

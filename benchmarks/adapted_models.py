@@ -1,0 +1,105 @@
+"""A checkpoint with LoRA on all linear layers, made by each library: what whole-step benchmarks set side by side."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+RANK, ALPHA, RATE = 8, 16, 2e-4
+CONFIG = {"r": RANK, "lora_alpha": ALPHA, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+
+
+def ours(
+    folder: Path, *, quantized: bool = True, checkpointing: bool = False, adapter: Path | None = None
+) -> nn.Module:
+    """Ours, ready to train on packed rows; its LoRA is read from adapter where that is given."""
+    import lorasmith
+    from lorasmith.models.activation_checkpointing import checkpoint_activations_
+    from lorasmith.models.packed_attention import enable_packing
+
+    base = lorasmith.load(folder, scheme=lorasmith.Scheme("nf4") if quantized else None, device="cpu").model
+    if adapter is None:
+        model = lorasmith.get_peft_model(base, lorasmith.LoraConfig(**CONFIG))
+    else:
+        model = lorasmith.PeftModel.from_pretrained(base, adapter, is_trainable=True)
+    refused = enable_packing(base)
+    assert refused is None, refused
+    if checkpointing:
+        checkpoint_activations_(base)
+    return model.train()
+
+
+def our_step(model: nn.Module, dtype: torch.dtype | None = torch.bfloat16) -> Callable[..., Any]:
+    """The training step of lorasmith's own loop; dtype is that of activations, None the weights' own."""
+    from lorasmith.training import TrainingSettings, loss_for
+    from lorasmith.training.checkpoint import trainable_parameters
+    from lorasmith.training.optimizers import build
+    from lorasmith.training.step import TrainingStep
+
+    parameters = trainable_parameters(model)
+    settings = TrainingSettings(learning_rate=RATE, max_steps=1)
+    return TrainingStep(parameters, build(parameters, settings), loss_for(model, "causal"), settings.clip, dtype)
+
+
+def pefts(
+    folder: Path,
+    dtype: torch.dtype,
+    *,
+    quantized: bool = True,
+    checkpointing: bool = False,
+    adapter: Path | None = None,
+) -> nn.Module:
+    """PEFT's, as its documentation sets it up; quantized means bitsandbytes' NF4 with double quantization."""
+    import peft
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    how: dict[str, Any] = {"dtype": dtype}
+    if quantized:
+        how["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    base = AutoModelForCausalLM.from_pretrained(folder, **how)
+    if quantized:
+        base = peft.prepare_model_for_kbit_training(base, use_gradient_checkpointing=checkpointing)
+    elif checkpointing:
+        base.gradient_checkpointing_enable()
+        base.enable_input_require_grads()
+    if adapter is None:
+        model = peft.get_peft_model(base, peft.LoraConfig(**CONFIG))
+    else:
+        model = peft.PeftModel.from_pretrained(base, adapter, is_trainable=True)
+    return model.train()
+
+
+def peft_step(model: nn.Module, dtype: torch.dtype) -> Callable[[torch.Tensor], float]:
+    """A plain PyTorch step on rows of tokens [B, T], all supervised; returns the loss."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0)
+
+    def step(tokens_BT: torch.Tensor) -> float:
+        with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+            loss = model(input_ids=tokens_BT, labels=tokens_BT, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(loss)
+
+    return step
+
+
+def packed(tokens_BT: torch.Tensor) -> Any:
+    """Rows of tokens as one packed batch of ours, all supervised."""
+    from lorasmith.data.batch import Batch
+
+    rows, length = tokens_BT.shape
+    labels_BT = tokens_BT.clone()
+    labels_BT[:, 0] = -100
+    positions = torch.arange(length).repeat(rows)[None]
+    ends = torch.arange(rows + 1, dtype=torch.int32) * length
+    return Batch(tokens_BT.view(1, -1), labels_BT.view(1, -1), None, positions, ends, rows * (length - 1))
