@@ -6,7 +6,7 @@ Every contestant lives in a process of its own, loads the same bf16 checkpoint i
 with the others (contest.py). Rank 8 on all linear layers, AdamW, all tokens supervised, the same tokens for all. Peers
 run as their documentation sets them up and in the best setting found here. `peak` is the resident memory's peak while
 training, `loading` the one before; live is the sum of live tensors at its highest. Model FLOPs are 4 a parameter and
-token, and 6 x layers x T x hidden a token for causal attention (recomputation is not counted); their rate is set against
+token, and 6 x layers x T x hidden a token for causal attention (recomputation not counted); their rate is set against
 the faster of an f32 and a bf16 product in the same run. Of 7b only ours runs, and its 13.5 GB checkpoint is removed
 afterwards unless --folder says where to keep it. Writes results/step_SHAPE.json.
 """

@@ -83,7 +83,8 @@ class Worker:
         command = [sys.executable, script, "--worker", name, "--folder", str(folder)]
         environment = os.environ | contestant.environment
         pipe = subprocess.PIPE
-        self.log = tempfile.TemporaryFile("w+")  # what libraries say; told where the process fails
+        # what libraries say; told where the process fails, and open as long as it lives
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self.log, text=True, env=environment)
         self.resident = Resident(self.process.pid)
         self.turns: list[dict[str, Any]] = []

@@ -9,7 +9,7 @@ COUNT = 1 << 26  # floats: 256 MiB, far beyond the caches
 
 
 def limits() -> dict[str, float]:
-    """FLOP/s of an f32 and a bf16 product of 2048 x 2048 x 2048; bytes a second read, and copied (both ways counted)."""
+    """FLOP/s of an f32 and a bf16 product of 2048 x 2048 x 2048; bytes a second read, and copied (both ways)."""
     source = torch.ones(COUNT)
     target = torch.empty_like(source)
     return {

@@ -24,7 +24,7 @@ def save(name: str, about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]])
 
 
 def table(title: str, about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
-    """A contest's rows; columns are the ones of its own, heading -> key. Ratios are to the first row in the same heat."""
+    """A contest's rows; columns are its own, heading -> key. Ratios are to the first row in the same heat."""
     memory = {"peak GiB": "peak", "anon": "anonymous", "file": "file", "loading": "load_peak", "live": "live"}
     heads = ["seconds", "least", "most", "n", "out", "x ours", *columns, *memory]
     rates = ", ".join(f"{name} {rate / 1e9:.1f} G/s" for name, rate in about.get("limits", {}).items())
