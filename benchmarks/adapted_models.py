@@ -17,13 +17,18 @@ def ours(
     """Ours, ready to train on packed rows; its LoRA is read from adapter where that is given."""
     import lorasmith
     from lorasmith.models.activation_checkpointing import checkpoint_activations_
+    from lorasmith.models.fused_block import fuse_blocks_
     from lorasmith.models.packed_attention import enable_packing
+    from lorasmith.ops.allocation import keep_freed_blocks
 
     base = lorasmith.load(folder, scheme=lorasmith.Scheme("nf4") if quantized else None, device="cpu").model
     if adapter is None:
         model = lorasmith.get_peft_model(base, lorasmith.LoraConfig(**CONFIG))
     else:
         model = lorasmith.PeftModel.from_pretrained(base, adapter, is_trainable=True)
+    # what the training loop and the recipes do
+    keep_freed_blocks()
+    fuse_blocks_(base)
     refused = enable_packing(base)
     assert refused is None, refused
     if checkpointing:

@@ -1,6 +1,6 @@
 """A whole training step: ours beside PEFT + bitsandbytes and PEFT's plain LoRA, on one random checkpoint.
 
-    python benchmarks/bench_step.py [--shapes 134m 1b 7b] [--rounds 7] [--only TEXT] [--accept-noise]
+    python benchmarks/bench_step.py [--shapes 134m|1b|7b ...] [--rounds 7] [--only TEXT] [--accept-noise]
 
 Every contestant lives in a process of its own, loads the same bf16 checkpoint in its own way, and takes a step in turn
 with the others (contest.py). Rank 8 on all linear layers, AdamW, all tokens supervised, the same tokens for all. Peers
@@ -94,7 +94,7 @@ def flops_per_token(size: Size) -> float:
 
 def main() -> None:
     parser = command_line(__doc__, rounds=7)
-    parser.add_argument("--shapes", nargs="*", choices=list(SIZES), default=list(SIZES))
+    parser.add_argument("--shapes", nargs="*", choices=list(SIZES), default=["134m"])
     chosen = parser.parse_args()
     if chosen.worker:
         work(CONTESTANTS[chosen.worker], chosen.folder)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from lorasmith.errors import DataError, FormatError
-from lorasmith.ops.cross_entropy import IGNORED, head_cross_entropy, linear_cross_entropy
+from lorasmith.ops.cross_entropy import IGNORED, Objective, head_cross_entropy, linear_cross_entropy
 
 FORMS = [(None, 1.0), (None, 0.25), (3.0, 1.0), (3.0, 2.0)]
 
@@ -181,3 +181,67 @@ def test_shapes_that_do_not_fit_are_named():
         linear_cross_entropy(hidden, weight, labels[1:])
     with pytest.raises(FormatError, match=r"\(17, 7\)"):
         linear_cross_entropy(hidden, weight[:, 1:], labels)
+
+
+OBJECTIVES = [Objective(0.1), Objective(z_loss=1e-2), Objective(0.3, 0.05)]
+
+
+def dense_objective(logits: Tensor, labels: Tensor, objective: Objective, weights: Tensor | None) -> Tensor:
+    kept = labels != IGNORED
+    losses = F.cross_entropy(logits[kept], labels[kept], label_smoothing=objective.label_smoothing, reduction="none")
+    losses = losses + objective.z_loss * logits[kept].logsumexp(1) ** 2
+    return (losses if weights is None else losses * weights[kept]).sum()
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("softcap", "scale"), FORMS)
+def test_smoothing_z_loss_and_weights_equal_torch_on_the_whole_logits(objective, weighted, softcap, scale):
+    hidden, weight, bias, labels = problem()
+    weights = torch.rand(labels.shape, generator=torch.Generator().manual_seed(2)) if weighted else None
+    logits = F.linear(hidden, weight, bias) * scale
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    expected = dense_objective(logits, labels, objective, weights)
+    wanted = torch.autograd.grad(expected, (hidden, weight, bias))
+    asked = {"softcap": softcap, "scale": scale, "chunk": 4, "objective": objective, "weights": weights}
+    fused, count = linear_cross_entropy(hidden, weight, labels, head_bias=bias, **asked)
+    head = lambda x: F.linear(x, weight, bias)  # noqa: E731
+    whole, _ = head_cross_entropy(hidden, head, labels, vocabulary=17, **asked)
+    assert count == int((labels != IGNORED).sum())
+    for loss in (fused, whole):
+        # f32 sums in another order
+        assert_close(loss, expected, rtol=2e-6, atol=0)
+        for got, want in zip(torch.autograd.grad(loss, (hidden, weight, bias)), wanted, strict=True):
+            assert_close(got, want, rtol=2e-5, atol=5e-6)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_gradients_of_an_objective_are_the_derivative_of_its_value(objective):
+    hidden, weight, bias, labels = problem(torch.float64, rows=5, width=3, vocabulary=4)
+    asked = {"softcap": 3.0, "scale": 2.0, "chunk": 2, "objective": objective, "weights": torch.linspace(0, 2, 5)}
+
+    def value(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return linear_cross_entropy(hidden, weight, labels, head_bias=bias, **asked)[0]
+
+    assert torch.autograd.gradcheck(value, (hidden, weight, bias))
+
+
+def test_a_weight_of_nothing_is_no_label_and_one_of_two_is_the_row_twice():
+    hidden, weight, _, labels = (tensor.detach() for tensor in problem())
+    weights = torch.tensor([0.0, 1.0, 2.0]).repeat(8)[: len(labels)]
+    weighed, _ = linear_cross_entropy(hidden, weight, labels, weights=weights)
+    kept = torch.cat([torch.full((count,), row) for row, count in enumerate(weights.long().tolist())]).long()
+    repeated, _ = linear_cross_entropy(hidden[kept], weight, labels[kept])
+    assert_close(weighed, repeated)
+
+
+@pytest.mark.parametrize("values", [{"label_smoothing": 1.0}, {"label_smoothing": -0.1}, {"z_loss": -1.0}])
+def test_an_objective_out_of_range_is_refused(values):
+    with pytest.raises(FormatError, match=f"{next(iter(values))}=.* must be"):
+        Objective(**values)
+
+
+def test_weights_of_another_shape_are_refused():
+    hidden, weight, _, labels = problem()
+    with pytest.raises(FormatError, match=r"weights .* do not fit labels"):
+        linear_cross_entropy(hidden, weight, labels, weights=torch.ones(3))

@@ -13,6 +13,7 @@ from lorasmith.data.batch import pad
 from lorasmith.data.example import Example
 from lorasmith.errors import DataError
 from lorasmith.models.packed_attention import enable_packing
+from lorasmith.ops.cross_entropy import Objective
 from lorasmith.training.loss import ClassificationLoss, SplitHeadLoss, WholeModelLoss, loss_for
 
 
@@ -80,3 +81,18 @@ def test_classification_sums_over_examples_and_ignores_padding():
 def test_token_labels_are_no_classes(padded):
     with pytest.raises(DataError, match="one class id for each row"):
         ClassificationLoss(classifier())(padded)
+
+
+@pytest.mark.parametrize("kind", ["split", "whole"])
+def test_an_objective_smooths_the_targets_and_weighs_the_normaliser(kind, model, examples, request):
+    assert enable_packing(model) is None
+    objective = Objective(label_smoothing=0.2, z_loss=0.01)
+    wanted = 0
+    for example in examples:
+        logits = model(input_ids=torch.tensor([example.input_ids])).logits[0, :-1]
+        labels = torch.tensor(example.labels)[1:]
+        wanted = wanted + F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum", label_smoothing=0.2)
+        wanted = wanted + 0.01 * logits[labels != -100].logsumexp(1).square().sum()
+    loss = loss_for(model, "causal", objective) if kind == "split" else WholeModelLoss(model, objective)
+    # f32 sums over 60 targets in another order
+    assert_close(loss(request.getfixturevalue("padded")), wanted, rtol=1e-5, atol=0)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -93,9 +93,9 @@ def frozen_product(module: nn.Module, x: Tensor) -> Product | None:
     weight = module._parameters.get("weight")
     if weight is None or weight.requires_grad:
         return None
-    if _multiplies(type(module)):
-        module = cast(Any, module)
-        return module.product() if free or module.working_dtype(x) == x.dtype else None
+    if _multiplies(type(module)):  # type: ignore[arg-type]
+        layer = cast(Multiplier, module)
+        return layer.product() if free or layer.working_dtype(x) == x.dtype else None
     if type(module) not in (nn.Linear, Conv1D) or not (free or weight.dtype == x.dtype):
         return None
     return DenseProduct(weight if isinstance(module, nn.Linear) else weight.T)

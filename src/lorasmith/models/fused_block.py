@@ -103,7 +103,7 @@ def fuse_blocks_(model: nn.Module, device: torch.device | None = None) -> list[n
             continue
         rule = _norm_rule(module) or _feed_forward_rule(module)
         if rule is not None:
-            module.__class__ = _fused_class(type(module), rule)
+            module.__class__ = _fused_class(type(module), rule)  # type: ignore[arg-type]
             fused.append(module)
         elif _looks_like_one(module):
             left.add(type(module).__name__)
@@ -171,7 +171,7 @@ def _fused_class(own: Any, rule: NormRule | FeedForwardRule) -> type[nn.Module]:
 
 
 def _empty(own: type[nn.Module], rule: NormRule | FeedForwardRule) -> nn.Module:
-    made = _fused_class(own, rule)
+    made = _fused_class(own, rule)  # type: ignore[arg-type]
     return made.__new__(made)
 
 

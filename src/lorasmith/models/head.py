@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from lorasmith.models.trial import trial
-from lorasmith.ops.cross_entropy import IGNORED, head_cross_entropy, linear_cross_entropy
+from lorasmith.ops.cross_entropy import IGNORED, PLAIN, Objective, head_cross_entropy, linear_cross_entropy
 
 logger = logging.getLogger(__name__)
 
@@ -47,18 +48,19 @@ class Head:
         """[V] where the head is a plain linear layer that has one."""
         return self.module.bias if type(self.module) is nn.Linear else None
 
-    def nll(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, int]:
+    def nll(
+        self, hidden: Tensor, targets: Tensor, objective: Objective = PLAIN, weights: Tensor | None = None
+    ) -> tuple[Tensor, int]:
         """Summed negative log likelihood of targets [B, T] (already shifted) after hidden [B, T, D], and their count.
+
+        objective may ask for another loss, and weights [B, T] may count some targets for more than others.
 
         A head with hooks, adapters or quantized storage is called as the module that it is.
         """
+        asked: Any = {"softcap": self.softcap, "scale": self.scale, "objective": objective, "weights": weights}
         if self.weight is None or _hooked(self.module):
-            return head_cross_entropy(
-                hidden, self.module, targets, vocabulary=self.vocabulary, softcap=self.softcap, scale=self.scale
-            )
-        return linear_cross_entropy(
-            hidden, self.weight, targets, head_bias=self.bias, softcap=self.softcap, scale=self.scale
-        )
+            return head_cross_entropy(hidden, self.module, targets, vocabulary=self.vocabulary, **asked)
+        return linear_cross_entropy(hidden, self.weight, targets, head_bias=self.bias, **asked)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of hidden [..., D], in the head's own dtype."""

@@ -172,12 +172,13 @@ def _generations(work: Work, prompts: list[Prompt]) -> list[str]:
 
 def _train(work: Work, layout: Layout, score: Scorer | None, resume: bool) -> TrainingResult:
     recipe = work.recipe
+    settings = recipe.training.settings(recipe.seed)
     return run(
         work.model,
         training_loader(work.dataset.train, layout, recipe, work.tokenizer),
-        recipe.training.settings(recipe.seed),
+        settings,
         work.folder,
-        loss=loss_for(work.model, recipe.task),
+        loss=loss_for(work.model, recipe.task, settings.objective),
         evaluate=(lambda: numbers(score())) if score else None,
         loggers=work.loggers,
         resume=resume,

@@ -144,6 +144,10 @@ class TrainingSection(Section):
     optimizer: str = Field(default=_TRAINING.optimizer, description="optimizer by name")
     clip: float | None = Field(default=_TRAINING.clip, description="largest norm of the gradient; null: unclipped")
     weight_decay: float = Field(default=_TRAINING.weight_decay, description="decoupled decay, on matrices only")
+    label_smoothing: float = Field(
+        default=_TRAINING.label_smoothing, description="share of each target that is spread over all tokens or classes"
+    )
+    z_loss: float = Field(default=_TRAINING.z_loss, description="weight of the squared log-normaliser in the loss")
     betas: tuple[float, float] = Field(default=_TRAINING.betas, description="AdamW's averages of gradient and square")
     eps: float = Field(default=_TRAINING.eps, description="AdamW's epsilon")
     dtype: Precision = Field(default=_TRAINING.dtype, description="type of the activations")

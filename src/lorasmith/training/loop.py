@@ -87,7 +87,7 @@ def run(
         keep_freed_blocks()
     random_state.seed_all(settings.seed)
     optimizer = build(parameters, settings)
-    loss = loss or loss_for(model, "causal")
+    loss = loss or loss_for(model, "causal", settings.objective)
     step = TrainingStep(parameters, optimizer, loss, settings.clip, autocast_dtype(model, settings.dtype))
     loop = _Loop(model, loader, settings, folder, step, evaluate, [JsonLines(folder.metrics), *loggers])
     if resume:

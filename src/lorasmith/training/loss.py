@@ -7,14 +7,12 @@ the gradient of the large batch whatever each of them holds. Axes: B batch, T to
 import logging
 from typing import Literal, Protocol, runtime_checkable
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lorasmith.data.batch import Batch
 from lorasmith.errors import DataError
 from lorasmith.models.head import Head, next_token_targets, split_head
-from lorasmith.ops.cross_entropy import IGNORED
+from lorasmith.ops.cross_entropy import IGNORED, PLAIN, Objective
 
 logger = logging.getLogger(__name__)
 
@@ -40,25 +38,25 @@ def base_model(model: nn.Module) -> nn.Module:
     return model.get_base_model() if isinstance(model, Wrapper) else model
 
 
-def loss_for(model: nn.Module, task: Task) -> Loss:
+def loss_for(model: nn.Module, task: Task, objective: Objective = PLAIN) -> Loss:
     """The loss of a task on model: for causal language models with the head fused in, where it can be split off."""
     if task == "classification":
-        return ClassificationLoss(model)
+        return ClassificationLoss(model, objective)
     head = split_head(base_model(model))
-    return WholeModelLoss(model) if head is None else SplitHeadLoss(head)
+    return WholeModelLoss(model, objective) if head is None else SplitHeadLoss(head, objective)
 
 
 class SplitHeadLoss:
     """Next-token loss through backbone and head apart: logits exist chunk by chunk, for supervised tokens only."""
 
-    def __init__(self, head: Head) -> None:
-        self.head = head
+    def __init__(self, head: Head, objective: Objective = PLAIN) -> None:
+        self.head, self.objective = head, objective
 
     def __call__(self, batch: Batch) -> Tensor:
         hidden_BTD = self.head.backbone(**batch.model_inputs(), use_cache=False).last_hidden_state
         # soft prompts come first and have no labels
         hidden_BTD = hidden_BTD[:, -batch.labels.shape[1] :]
-        nll, count = self.head.nll(hidden_BTD, next_token_targets(batch.labels, batch.cu_seqlens))
+        nll, count = self.head.nll(hidden_BTD, next_token_targets(batch.labels, batch.cu_seqlens), self.objective)
         _check_count(count, batch)
         return nll
 
@@ -66,22 +64,22 @@ class SplitHeadLoss:
 class WholeModelLoss:
     """Next-token loss on the logits of the model's own forward, all of which exist at once."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, objective: Objective = PLAIN) -> None:
+        self.model, self.objective = model, objective
 
     def __call__(self, batch: Batch) -> Tensor:
         logits_BTV = self.model(**batch.model_inputs(), use_cache=False).logits[:, -batch.labels.shape[1] :]
         targets = next_token_targets(batch.labels, batch.cu_seqlens)
         kept = targets != IGNORED
         _check_count(int(kept.sum()), batch)
-        return _nll(logits_BTV[kept], targets[kept])
+        return self.objective.summed(logits_BTV[kept], targets[kept])
 
 
 class ClassificationLoss:
     """Cross-entropy of one class for each sequence; batches are padded."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, objective: Objective = PLAIN) -> None:
+        self.model, self.objective = model, objective
 
     def __call__(self, batch: Batch) -> Tensor:
         logits_BC = self.model(**batch.model_inputs()).logits
@@ -90,12 +88,7 @@ class ClassificationLoss:
                 f"{tuple(batch.labels.shape)} labels do not fit {tuple(logits_BC.shape)} logits; "
                 "classification needs one class id for each row"
             )
-        return _nll(logits_BC, batch.labels)
-
-
-def _nll(logits: Tensor, targets: Tensor) -> Tensor:
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    return F.cross_entropy(logits.to(wide), targets, reduction="sum")
+        return self.objective.summed(logits_BC, batch.labels)
 
 
 def _check_count(count: int, batch: Batch) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from lorasmith.errors import RecipeError, nearest
+from lorasmith.ops.cross_entropy import Objective
 
 Schedule = Literal["linear", "cosine", "constant"]
 Precision = Literal["auto", "bf16", "fp32"]
@@ -28,9 +29,10 @@ class TrainingSettings:
 
     One step is accumulation micro-batches of batch_size examples (or packs). Exactly one of max_steps and epochs
     ends the run; with neither given it is one epoch. warmup is a number of steps, or below 1 a fraction of them.
-    weight_decay falls on matrices only. evaluate_every, save_every and log_every count steps; None is only at the
-    end, where the run is evaluated and saved in any case. patience is how many evaluations in a row may pass without
-    a better best_metric before the run stops; None never stops.
+    weight_decay falls on matrices only. label_smoothing (from 0 to below 1) and z_loss (the weight of squared
+    log-normalisers) change the loss that is trained and logged, never an evaluation. evaluate_every, save_every and
+    log_every count steps; None is only at the end, where the run is evaluated and saved in any case. patience is how
+    many evaluations in a row may pass without a better best_metric before the run stops; None never stops.
     Raises RecipeError, naming the field, for a value out of range.
     """
 
@@ -44,6 +46,8 @@ class TrainingSettings:
     optimizer: str = "adamw"
     clip: float | None = 1.0
     weight_decay: float = 0.0
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     dtype: Precision = "auto"
@@ -64,16 +68,22 @@ class TrainingSettings:
             )
         for name in _COUNTS:
             self._require(name, lambda value: value is None or value >= 1, "at least 1")
-        for name in ("weight_decay", "warmup"):
+        for name in ("weight_decay", "warmup", "z_loss"):
             self._require(name, lambda value: value >= 0, "at least 0")
         for name in ("epochs", "learning_rate", "eps"):
             self._require(name, lambda value: value is None or 0 < value < math.inf, "above 0")
+        self._require("label_smoothing", lambda value: 0 <= value < 1, "from 0 to below 1")
         self._require("clip", lambda value: value is None or value > 0, "above 0, or null for no clipping")
         self._require("betas", lambda value: all(0 <= beta < 1 for beta in value), "from 0 to below 1")
         self._require_choice("schedule", get_args(Schedule))
         self._require_choice("dtype", get_args(Precision))
         if self.patience and not self.evaluate_every:
             raise RecipeError(f"training.patience={self.patience} needs evaluations; set evaluate_every as well")
+
+    @property
+    def objective(self) -> Objective:
+        """The loss of a target."""
+        return Objective(self.label_smoothing, self.z_loss)
 
     def total_steps(self, epoch_batches: int) -> int:
         """Optimizer steps of the whole run, for an epoch of epoch_batches micro-batches."""
