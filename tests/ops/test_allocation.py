@@ -7,7 +7,7 @@ import sys
 import pytest
 
 PROGRAM = """
-import resource, sys
+import resource, statistics, sys
 import torch
 from lorasmith.ops.allocation import keep_freed_blocks
 
@@ -18,17 +18,16 @@ def faults():
 
 if sys.argv[1] == "keep":
     assert keep_freed_blocks()
-faults()
-print(faults())
+print(statistics.median(faults() for _ in range(9)))
 """
 
 
 def faults(choice):
     done = subprocess.run([sys.executable, "-c", PROGRAM, choice], capture_output=True, text=True, check=True)
-    return int(done.stdout)
+    return float(done.stdout)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep freed memory")
 def test_a_block_that_was_freed_is_used_again_without_page_faults():
-    # 64 MiB, in pages of 4 KiB; pages of 2 MiB would make both few
+    # of nine times 64 MiB; the heap may move once or twice before it is large enough
     assert faults("keep") <= min(16, faults("leave") // 4)
