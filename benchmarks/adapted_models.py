@@ -48,16 +48,8 @@ def our_step(model: nn.Module, dtype: torch.dtype | None = torch.bfloat16) -> Ca
     return TrainingStep(parameters, build(parameters, settings), loss_for(model, "causal"), settings.clip, dtype)
 
 
-def pefts(
-    folder: Path,
-    dtype: torch.dtype,
-    *,
-    quantized: bool = True,
-    checkpointing: bool = False,
-    adapter: Path | None = None,
-) -> nn.Module:
-    """PEFT's, as its documentation sets it up; quantized means bitsandbytes' NF4 with double quantization."""
-    import peft
+def peers_base(folder: Path, dtype: torch.dtype, *, quantized: bool) -> Any:
+    """transformers' model; quantized means bitsandbytes' NF4 with double quantization."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     how: dict[str, Any] = {"dtype": dtype}
@@ -68,7 +60,21 @@ def pefts(
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-    base = AutoModelForCausalLM.from_pretrained(folder, **how)
+    return AutoModelForCausalLM.from_pretrained(folder, **how)
+
+
+def pefts(
+    folder: Path,
+    dtype: torch.dtype,
+    *,
+    quantized: bool = True,
+    checkpointing: bool = False,
+    adapter: Path | None = None,
+) -> nn.Module:
+    """PEFT's, as its documentation sets it up for training; see peers_base."""
+    import peft
+
+    base = peers_base(folder, dtype, quantized=quantized)
     if quantized:
         base = peft.prepare_model_for_kbit_training(base, use_gradient_checkpointing=checkpointing)
     elif checkpointing:

@@ -53,17 +53,8 @@ def pefts(dtype: torch.dtype, *, quantized: bool = True) -> Callable[[Path], Tur
     # without prepare_model_for_kbit_training, which widens the head to f32 for training's sake
     def load(folder: Path) -> Turn:
         import peft
-        from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-        how: dict[str, Any] = {"dtype": dtype}
-        if quantized:
-            how["quantization_config"] = BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=dtype,
-            )
-        base = AutoModelForCausalLM.from_pretrained(folder, **how)
+        base = adapted_models.peers_base(folder, dtype, quantized=quantized)
         return generating(peft.get_peft_model(base, peft.LoraConfig(**adapted_models.CONFIG)).eval())
 
     return load

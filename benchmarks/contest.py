@@ -28,8 +28,9 @@ from resident import Resident
 Turn = Callable[[Any], dict[str, Any]]
 SLOW_SECONDS = 60.0
 ATTEMPTS = 5  # per turn that is wanted
-# glibc keeps freed blocks for the next step instead of giving them back and faulting them in again
-KEEP_FREED = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296"}
+# glibc keeps freed blocks for the next step instead of faulting them in again, as lorasmith.ops.allocation tells it for
+# ours; a larger mmap_threshold would not do, since glibc refuses one beyond 32 MiB
+KEEP_FREED = {"GLIBC_TUNABLES": "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=2147483647"}
 
 
 @dataclass(frozen=True)
