@@ -6,8 +6,8 @@
 
 #include <vector>
 
-#include "avx2_sums.h"
 #include "int8.h"
+#include "lanes_avx2.h"
 #include "tiles.h"
 
 namespace lorasmith {

@@ -38,8 +38,7 @@ inline Kernels kernels_at(const std::string& level) {
     throw std::invalid_argument("level '" + level + "' is not one that this build and processor can run");
 }
 
-// AVX-512 has no kernels of its own for few rows and thin products, and runs AVX2's: memory limits them, not
-// arithmetic.
+// AVX-512 has no kernels of its own for what follows, and runs AVX2's.
 inline SkinnyKernels skinny_at(const std::string& level) {
 #ifdef LORASMITH_X86
     if (level != "portable") return avx2_skinny();
@@ -54,7 +53,6 @@ inline LowRankKernels low_rank_at(const std::string& level) {
     return portable_low_rank();
 }
 
-// AVX-512 runs AVX2's here too: these loops wait for memory.
 inline NormGateKernels norm_gate_at(const std::string& level) {
 #ifdef LORASMITH_X86
     if (level != "portable") return avx2_norm_gate();

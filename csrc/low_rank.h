@@ -1,4 +1,4 @@
-// The thin products of a low-rank update, which general matrix products do at a tenth of their rate.
+// The thin products of a low-rank update, which general matrix products do at a quarter of their rate or less.
 //
 // N rows, F features, R rank, all row-major and contiguous. Values of x and y are f32 or bf16, factors and sums f32.
 #pragma once

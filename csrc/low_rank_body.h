@@ -1,19 +1,17 @@
 // The loops that every instruction set shares; see blockwise_body.h for why all of it is in an unnamed namespace.
 //
-// Isa supplies eight floats at a time:
-//   Vec, all(float), load(const float*), load(const bf16*), store(float*, Vec), store(bf16*, Vec),
-//   fma(a, b, c) = a * b + c, sum(Vec)
+// Isa supplies eight floats at a time, as lanes.h says.
 #pragma once
 
 #include <vector>
 
 #include "blockwise_body.h"
+#include "lanes.h"
 #include "low_rank.h"
 
 namespace lorasmith {
 namespace {
 
-constexpr int64_t kLanes = 8;
 constexpr int kOuterRows = 6;
 
 // A rows of x with B rows of a, so that every loaded value is used more than once.
@@ -23,7 +21,7 @@ void project_tile(const Project& p, int64_t n, int64_t r) {
     const float* a = p.a + r * p.features;
     typename Isa::Vec sums[A][B];
     for (auto& row : sums) {
-        for (auto& sum : row) sum = Isa::all(0.0f);
+        for (auto& sum : row) sum = Isa::set(0.0f);
     }
     int64_t f = 0;
     for (; f + kLanes <= p.features; f += kLanes) {
@@ -73,7 +71,7 @@ void add_tile(const AddUpdate& u, int64_t n, int64_t f) {
         typename Isa::Vec factors[V];
         for (int v = 0; v < V; ++v) factors[v] = Isa::load(u.b + r * u.features + f + v * kLanes);
         for (int i = 0; i < A; ++i) {
-            const auto weight = Isa::all(u.h[(n + i) * u.rank + r]);
+            const auto weight = Isa::set(u.h[(n + i) * u.rank + r]);
             for (int v = 0; v < V; ++v) sums[i][v] = Isa::fma(weight, factors[v], sums[i][v]);
         }
     }
@@ -114,7 +112,7 @@ void outer_rows(const Outer& o, int64_t n, int64_t first, int64_t vectors, typen
         for (int i = 0; i < N; ++i) values[i] = Isa::load(x + i * o.features + v * kLanes);
         for (int64_t r = 0; r < o.rank; ++r) {
             auto sum = sums[v * o.rank + r];
-            for (int i = 0; i < N; ++i) sum = Isa::fma(Isa::all(h[i * o.rank + r]), values[i], sum);
+            for (int i = 0; i < N; ++i) sum = Isa::fma(Isa::set(h[i * o.rank + r]), values[i], sum);
             sums[v * o.rank + r] = sum;
         }
     }
@@ -123,7 +121,7 @@ void outer_rows(const Outer& o, int64_t n, int64_t first, int64_t vectors, typen
 template <class Isa, class T>
 void outer(const Outer& o, int64_t first, int64_t last) {
     const int64_t vectors = (last - first) / kLanes;
-    std::vector<typename Isa::Vec> sums(size_t(vectors * o.rank), Isa::all(0.0f));
+    std::vector<typename Isa::Vec> sums(size_t(vectors * o.rank), Isa::set(0.0f));
     int64_t n = 0;
     for (; n + kOuterRows <= o.rows; n += kOuterRows) {
         outer_rows<Isa, T, kOuterRows>(o, n, first, vectors, sums.data());

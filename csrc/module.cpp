@@ -168,9 +168,20 @@ void multiply_4bit(Array<const uint8_t> packed, AnyArray scales, Array<const flo
                [&](int64_t first, int64_t last) { kernels.multiply(s, first, last); });
 }
 
+// Rows below which a second thread costs more than it saves.
+int64_t rows_per_thread(int64_t columns) { return ceil_div(kElementsPerThread, columns > 0 ? columns : 1); }
+
+// kernel(arguments, first, last) on ranges of rows, without the GIL.
+template <class Kernel, class Arguments>
+void over_rows(Kernel kernel, const Arguments& arguments, int64_t rows, int64_t columns, int threads) {
+    const nb::gil_scoped_release released;
+    for_ranges(rows, rows_per_thread(columns), threads,
+               [&](int64_t first, int64_t last) { kernel(arguments, first, last); });
+}
+
 // The kernel for values in f32 or bf16.
-template <class Kernel>
-Kernel of_type(const AnyArray& x, Kernel f32, Kernel bf16) {
+template <class A, class Kernel>
+Kernel of_type(const A& x, Kernel f32, Kernel bf16) {
     if (is_float(x, 32)) return f32;
     if (is_bfloat(x)) return bf16;
     throw std::invalid_argument("values are neither float32 nor bfloat16");
@@ -186,9 +197,7 @@ void low_rank_project(AnyArray x, Array<const float> a, float scale, Array<float
     const LowRankKernels kernels = low_rank_at(level);
     const auto kernel = of_type(x, kernels.project_f32, kernels.project_bf16);
     const Project p{x.data(), a.data(), h.data(), features, rank, scale};
-    const nb::gil_scoped_release released;
-    for_ranges(rows, kElementsPerThread / features, threads,
-               [&](int64_t first, int64_t last) { kernel(p, first, last); });
+    over_rows(kernel, p, rows, features, threads);
 }
 
 // out [N, F] = y [N, F] + h [N, R] b [R, F], all flat; out may be y.
@@ -204,9 +213,7 @@ void low_rank_add(AnyArray y, Array<const float> h, Array<const float> b, AnyOut
     if (is_bfloat(y) && !is_bfloat(out)) throw std::invalid_argument("y is bfloat16 and out is float32");
     const auto kernel = of_type(y, is_bfloat(out) ? kernels.add_f32_bf16 : kernels.add_f32_f32, kernels.add_bf16_bf16);
     const AddUpdate u{y.data(), h.data(), b.data(), out.data(), features, rank};
-    const nb::gil_scoped_release released;
-    for_ranges(rows, kElementsPerThread / features, threads,
-               [&](int64_t first, int64_t last) { kernel(u, first, last); });
+    over_rows(kernel, u, rows, features, threads);
 }
 
 // out [R, F] = h [N, R]^T x [N, F], all flat.
@@ -265,41 +272,33 @@ Norm norm_of(const ReadRows& x, const AnyArray& weight, const Array<float>& rms,
     return n;
 }
 
-int64_t rows_per_thread(int64_t columns) { return ceil_div(kElementsPerThread, columns > 0 ? columns : 1); }
-
 void rms_norm(ReadRows x, AnyArray weight, Array<float> rms, Rows out, float eps, bool plus_one, bool rounds_first,
               int threads, const std::string& level) {
     Norm n = norm_of(x, weight, rms, out, plus_one, rounds_first);
     n.eps = eps;
     const NormGateKernels kernels = norm_gate_at(level);
-    const NormRows kernel = is_bfloat(x) ? kernels.norm_bf16 : kernels.norm_f32;
-    const nb::gil_scoped_release released;
-    for_ranges(int64_t(x.shape(0)), rows_per_thread(n.columns), threads,
-               [&](int64_t first, int64_t last) { kernel(n, first, last); });
+    const NormRows kernel = of_type(x, kernels.norm_f32, kernels.norm_bf16);
+    over_rows(kernel, n, int64_t(x.shape(0)), n.columns, threads);
 }
 
 // grad_weight [parts, columns] gets the sums of as many parts of the rows, and has no parts where nobody asks.
 void rms_norm_backward(ReadRows grad, ReadRows x, AnyArray weight, Array<float> rms, Rows out,
                        nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> grad_weight, bool plus_one,
                        bool rounds_first, int threads, const std::string& level) {
-    const Norm n = [&] {
-        Norm of = norm_of(x, weight, rms, out, plus_one, rounds_first);
-        check_like(grad, x, "grad");
-        check_whole(grad, "grad");
-        of.grad = grad.data();
-        return of;
-    }();
+    Norm n = norm_of(x, weight, rms, out, plus_one, rounds_first);
+    check_like(grad, x, "grad");
+    check_whole(grad, "grad");
+    n.grad = grad.data();
     const int64_t parts = int64_t(grad_weight.shape(0)), rows = int64_t(x.shape(0));
     if (parts > 0 && int64_t(grad_weight.shape(1)) != n.columns)
         throw std::invalid_argument("grad_weight is too short");
     const NormGateKernels kernels = norm_gate_at(level);
-    const NormRows kernel = is_bfloat(x) ? kernels.norm_backward_bf16 : kernels.norm_backward_f32;
-    const nb::gil_scoped_release released;
+    const NormRows kernel = of_type(x, kernels.norm_backward_f32, kernels.norm_backward_bf16);
     if (parts == 0) {
-        for_ranges(rows, rows_per_thread(n.columns), threads,
-                   [&](int64_t first, int64_t last) { kernel(n, first, last); });
+        over_rows(kernel, n, rows, n.columns, threads);
         return;
     }
+    const nb::gil_scoped_release released;
     for_ranges(parts, 1, threads, [&](int64_t first, int64_t last) {
         for (int64_t part = first; part < last; ++part) {
             Norm own = n;
@@ -330,10 +329,8 @@ void gated_activation(ReadRows gate, ReadRows up, Rows out, const std::string& f
     check_whole(out, "out");
     g.out = out.data();
     const NormGateKernels kernels = norm_gate_at(level);
-    const GatedRows kernel = is_bfloat(gate) ? kernels.gated_bf16 : kernels.gated_f32;
-    const nb::gil_scoped_release released;
-    for_ranges(int64_t(gate.shape(0)), rows_per_thread(g.columns), threads,
-               [&](int64_t first, int64_t last) { kernel(g, first, last); });
+    const GatedRows kernel = of_type(gate, kernels.gated_f32, kernels.gated_bf16);
+    over_rows(kernel, g, int64_t(gate.shape(0)), g.columns, threads);
 }
 
 void gated_activation_backward(ReadRows grad, ReadRows gate, ReadRows up, Rows grad_gate, Rows grad_up,
@@ -349,10 +346,8 @@ void gated_activation_backward(ReadRows grad, ReadRows gate, ReadRows up, Rows g
     g.grad_gate_stride = grad_gate.stride(0);
     g.grad_up_stride = grad_up.stride(0);
     const NormGateKernels kernels = norm_gate_at(level);
-    const GatedRows kernel = is_bfloat(gate) ? kernels.gated_backward_bf16 : kernels.gated_backward_f32;
-    const nb::gil_scoped_release released;
-    for_ranges(int64_t(gate.shape(0)), rows_per_thread(g.columns), threads,
-               [&](int64_t first, int64_t last) { kernel(g, first, last); });
+    const GatedRows kernel = of_type(gate, kernels.gated_backward_f32, kernels.gated_backward_bf16);
+    over_rows(kernel, g, int64_t(gate.shape(0)), g.columns, threads);
 }
 
 // y [rows, columns] = a [rows, in_features] b [columns, in_features]^T, all flat.

@@ -1,22 +1,17 @@
-// AVX2 and FMA: eight f32 a register; bf16 is widened by a shift and rounded to nearest even.
-#include <immintrin.h>
-
+// AVX2 and FMA.
 #include <cmath>
 
+#include "lanes_avx2.h"
 #include "norm_gate_body.h"
 
 namespace lorasmith {
 namespace {
 
-struct Avx2 {
-    using Vec = __m256;
-
-    static Vec set(float value) { return _mm256_set1_ps(value); }
+struct Avx2 : Avx2Lanes {
     static Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
     static Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
     static Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
     static Vec div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
-    static Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
     // the second where one is NaN
     static Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
     static Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
@@ -28,36 +23,8 @@ struct Avx2 {
         return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
     }
 
-    static float sum(Vec a) {
-        const __m128 four = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-        const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-        return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
-    }
-
-    // The 32 bits of each value with its nearest bf16 in the upper half.
-    static __m256i nearest_bf16(Vec a) {
-        const __m256i bits = _mm256_castps_si256(a);
-        const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-        const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-        // rounding up may carry a NaN's bits over into infinity or zero
-        const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
-        return _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc00000), nan);
-    }
-
     static Vec round_bf16(Vec a) {
         return _mm256_castsi256_ps(_mm256_and_si256(nearest_bf16(a), _mm256_set1_epi32(int(0xffff0000))));
-    }
-
-    static Vec load(const float* x) { return _mm256_loadu_ps(x); }
-    static Vec load(const bf16* x) {
-        const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
-        return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
-    }
-    static void store(float* x, Vec a) { _mm256_storeu_ps(x, a); }
-    static void store(bf16* x, Vec a) {
-        const __m256i high = _mm256_srli_epi32(nearest_bf16(a), 16);
-        const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(x), packed);
     }
 };
 

@@ -8,29 +8,28 @@
 #include <initializer_list>
 
 #include "blockwise.h"
+#include "lanes.h"
 #include "norm_gate.h"
 
 namespace lorasmith {
 namespace {
 
-constexpr int64_t kWidth = 8;
-
 // Values i <= index < min(i + 8, count) of a row; missing ones are zeros, and are not written.
 template <class Set, class T>
 typename Set::Vec load(const T* row, int64_t i, int64_t count) {
-    if (i + kWidth <= count) return Set::load(row + i);
-    T part[kWidth] = {};
+    if (i + kLanes <= count) return Set::load(row + i);
+    T part[kLanes] = {};
     std::memcpy(part, row + i, size_t(count - i) * sizeof(T));
     return Set::load(part);
 }
 
 template <class Set, class T>
 void store(T* row, int64_t i, int64_t count, typename Set::Vec value) {
-    if (i + kWidth <= count) {
+    if (i + kLanes <= count) {
         Set::store(row + i, value);
         return;
     }
-    T part[kWidth];
+    T part[kLanes];
     Set::store(part, value);
     std::memcpy(row + i, part, size_t(count - i) * sizeof(T));
 }
@@ -91,7 +90,7 @@ void gated_rows_of(const Gated& g, int64_t first, int64_t last) {
         const T* const gate = static_cast<const T*>(g.gate) + row * g.gate_stride;
         const T* const up = static_cast<const T*>(g.up) + row * g.up_stride;
         T* const out = static_cast<T*>(g.out) + row * g.columns;
-        for (int64_t i = 0; i < g.columns; i += kWidth) {
+        for (int64_t i = 0; i < g.columns; i += kLanes) {
             const auto x = load<Set>(gate, i, g.columns);
             const auto act = rounded<Set>(Set::mul(x, sigmoid<Set>(argument<Set, G>(x))), kind);
             store<Set>(out, i, g.columns, Set::mul(act, load<Set>(up, i, g.columns)));
@@ -108,7 +107,7 @@ void gated_backward_rows_of(const Gated& g, int64_t first, int64_t last) {
         const T* const grad = static_cast<const T*>(g.grad) + row * g.columns;
         T* const grad_gate = static_cast<T*>(g.grad_gate) + row * g.grad_gate_stride;
         T* const grad_up = static_cast<T*>(g.grad_up) + row * g.grad_up_stride;
-        for (int64_t i = 0; i < g.columns; i += kWidth) {
+        for (int64_t i = 0; i < g.columns; i += kLanes) {
             const auto x = load<Set>(gate, i, g.columns);
             const auto s = sigmoid<Set>(argument<Set, G>(x));
             const auto act = Set::mul(x, s);
@@ -140,10 +139,10 @@ template <class Set, class Term>
 float sum_of(int64_t columns, const Term& term) {
     typename Set::Vec sums[4] = {Set::set(0.0f), Set::set(0.0f), Set::set(0.0f), Set::set(0.0f)};
     int64_t i = 0;
-    for (; i + 4 * kWidth <= columns; i += 4 * kWidth) {
-        for (int part = 0; part < 4; ++part) sums[part] = term(i + part * kWidth, sums[part]);
+    for (; i + 4 * kLanes <= columns; i += 4 * kLanes) {
+        for (int part = 0; part < 4; ++part) sums[part] = term(i + part * kLanes, sums[part]);
     }
-    for (; i < columns; i += kWidth) sums[0] = term(i, sums[0]);
+    for (; i < columns; i += kLanes) sums[0] = term(i, sums[0]);
     return Set::sum(Set::add(Set::add(sums[0], sums[1]), Set::add(sums[2], sums[3])));
 }
 
@@ -162,7 +161,7 @@ void norm_rows(const Norm& n, int64_t first, int64_t last) {
         });
         const float r = 1.0f / Set::root(squares / float(columns) + n.eps);
         n.rms[row] = r;
-        for (int64_t i = 0; i < columns; i += kWidth) {
+        for (int64_t i = 0; i < columns; i += kLanes) {
             Vec value = Set::mul(load<Set>(x, i, columns), Set::set(r));
             if (n.rounds_first) value = rounded<Set>(value, x);
             store<Set>(y, i, columns, Set::mul(value, Set::add(load<Set>(weight, i, columns), offset)));
@@ -189,7 +188,7 @@ void norm_backward_rows(const Norm& n, int64_t first, int64_t last) {
             columns, [&](int64_t i, Vec sum) { return Set::fma(of_normed(i), load<Set>(x, i, columns), sum); });
         // n * mean(g * n) = x * (r^2 * mean(g * x))
         const Vec share = Set::set(n.rms[row] * n.rms[row] * products / float(columns));
-        for (int64_t i = 0; i < columns; i += kWidth) {
+        for (int64_t i = 0; i < columns; i += kLanes) {
             const Vec value = load<Set>(x, i, columns);
             if (n.grad_weight != nullptr) {
                 Vec normed = Set::mul(value, r);

@@ -3,15 +3,15 @@
 // Unpacking leaves the levels in another order than that of their elements, and so it is x that is put into that order
 // once, instead of the levels each time. Two ways:
 //   direct   up to kMostDirectRows rows: levels are multiplied with x as they come out of the look-up, 64 codes at a
-//            time; in_features and blocksize are multiples of 64. The look-up bounds it, just below memory's rate.
+//            time; in_features and blocksize are multiples of 64. The look-up bounds it, at a third of memory's rate.
 //   panel    everything else: kGroupColumns rows of W are scaled and written to a panel that stays in the first cache,
 //            and multiplied from there in tiles.
 #include <immintrin.h>
 
 #include <vector>
 
-#include "avx2_sums.h"
 #include "blockwise_body.h"
+#include "lanes_avx2.h"
 #include "skinny.h"
 #include "tiles.h"
 

@@ -7,6 +7,8 @@ import os
 from functools import cache
 from types import ModuleType
 
+import torch
+
 from lorasmith.errors import DeviceError
 from lorasmith.ops.library import reference_only
 
@@ -14,6 +16,10 @@ try:
     from lorasmith.ops import _native
 except ImportError:
     _native = None  # type: ignore[assignment]
+
+
+FLOATS = (torch.float32, torch.bfloat16)
+"""The types of values that every kernel reads and writes."""
 
 
 def extension() -> ModuleType | None:

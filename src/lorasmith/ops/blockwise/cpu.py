@@ -11,10 +11,9 @@ from torch import Tensor
 from lorasmith.ops.blockwise import reference
 from lorasmith.ops.blockwise.schema import bits_of
 from lorasmith.ops.library import implement_native
-from lorasmith.ops.native import extension, kernels, level
+from lorasmith.ops.native import FLOATS, extension, kernels, level
 
-INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-OUTPUT_DTYPES = (torch.float32, torch.bfloat16)
+INPUT_DTYPES = (*FLOATS, torch.float16)
 
 
 def quantize_blockwise(x: Tensor, codebook: Tensor, blocksize: int) -> tuple[Tensor, Tensor]:
@@ -65,7 +64,7 @@ def dequantize_blockwise_out(
 ) -> None:
     """As dequantize_blockwise, written into out."""
     nested = (nested_scales, nested_offset, nested_codebook, nested_blocksize)
-    if bits_of(codebook) != 4 or out.dtype not in OUTPUT_DTYPES or prod(shape) == 0:
+    if bits_of(codebook) != 4 or out.dtype not in FLOATS or prod(shape) == 0:
         reference.dequantize_blockwise_out(packed, scales, codebook, blocksize, shape, *nested, out)
         return
     stored = flattened(packed, scales, codebook, blocksize, *nested)

@@ -5,14 +5,12 @@ from torch import Tensor
 
 from lorasmith.ops.gated_activation import reference
 from lorasmith.ops.library import implement_native
-from lorasmith.ops.native import extension, kernels, level
-
-DTYPES = (torch.float32, torch.bfloat16)
+from lorasmith.ops.native import FLOATS, extension, kernels, level
 
 
 def gated_activation(gate: Tensor, up: Tensor, activation: str) -> Tensor:
     """act(gate) * up [N, I]; see schema.py."""
-    if gate.dtype not in DTYPES or gate.numel() == 0:
+    if gate.dtype not in FLOATS or gate.numel() == 0:
         return reference.gated_activation(gate, up, activation)
     out = torch.empty(gate.shape, dtype=gate.dtype)
     kernels().gated_activation(_rows(gate), _rows(up), _rows(out), activation, torch.get_num_threads(), level())
@@ -23,7 +21,7 @@ def gated_activation_backward_out(
     grad: Tensor, gate: Tensor, up: Tensor, activation: str, grad_gate: Tensor, grad_up: Tensor
 ) -> None:
     """Fill the gradients of gate and up [N, I]."""
-    if gate.dtype not in DTYPES or gate.numel() == 0:
+    if gate.dtype not in FLOATS or gate.numel() == 0:
         reference.gated_activation_backward_out(grad, gate, up, activation, grad_gate, grad_up)
         return
     # views: the results are written through them

@@ -8,10 +8,9 @@ from torch import Tensor
 
 from lorasmith.ops.library import implement_native
 from lorasmith.ops.low_rank import reference
-from lorasmith.ops.native import extension, kernels, level
+from lorasmith.ops.native import FLOATS, extension, kernels, level
 
 MOST_RANK = 32
-_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def project(x: Tensor, a: Tensor, scale: float) -> Tensor:
@@ -26,7 +25,7 @@ def project(x: Tensor, a: Tensor, scale: float) -> Tensor:
 def add_update(y: Tensor, h: Tensor, b: Tensor, out: Tensor) -> None:
     """Fill out [N, F]; see schema.py."""
     widens = y.dtype != out.dtype and y.dtype != torch.float32
-    if widens or not _served(y, b, b.shape[0]) or out.dtype not in _DTYPES or not out.is_contiguous():
+    if widens or not _served(y, b, b.shape[0]) or out.dtype not in FLOATS or not out.is_contiguous():
         reference.add_update(y, h, b, out)
         return
     parts = (_flat(y), _flat(h), _flat(b), out.view(-1))
@@ -44,7 +43,7 @@ def outer(h: Tensor, x: Tensor) -> Tensor:
 
 def _served(values: Tensor, factor: Tensor, rank: int) -> bool:
     thin = 0 < rank <= MOST_RANK
-    return thin and values.numel() > 0 and values.dtype in _DTYPES and factor.dtype == torch.float32
+    return thin and values.numel() > 0 and values.dtype in FLOATS and factor.dtype == torch.float32
 
 
 def _flat(tensor: Tensor) -> Tensor:

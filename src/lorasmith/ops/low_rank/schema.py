@@ -1,7 +1,7 @@
 """The three thin products that an update s x A^T B^T and its gradients are made of.
 
-Beside the frozen weight's product they are hardly any arithmetic, but a general matrix product runs at a tenth of its
-rate on so few columns (a fifth of the peers' step). They are called inside autograd steps and have no gradient
+Beside the frozen weight's product they are hardly any arithmetic, but a general matrix product runs at a quarter of its
+rate or less on so few columns. They are called inside autograd steps and have no gradient
 themselves. N rows, F features, R rank; x and y of any float type, factors and sums at least f32.
 """
 

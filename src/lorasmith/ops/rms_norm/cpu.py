@@ -4,15 +4,13 @@ import torch
 from torch import Tensor
 
 from lorasmith.ops.library import implement_native
-from lorasmith.ops.native import extension, kernels, level
+from lorasmith.ops.native import FLOATS, extension, kernels, level
 from lorasmith.ops.rms_norm import reference
-
-DTYPES = (torch.float32, torch.bfloat16)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, plus_one: bool, rounds_first: bool) -> tuple[Tensor, Tensor]:
     """y [N, D] and the factors f32 [N]; see schema.py."""
-    if x.dtype not in DTYPES or x.numel() == 0:
+    if x.dtype not in FLOATS or x.numel() == 0:
         return reference.rms_norm(x, weight, eps, plus_one, rounds_first)
     x_ND = x.detach().contiguous().view(-1, weight.shape[0])
     y = torch.empty(x.shape, dtype=x.dtype)
@@ -27,7 +25,7 @@ def rms_norm_backward(
     grad: Tensor, x: Tensor, weight: Tensor, rms: Tensor, plus_one: bool, rounds_first: bool, weight_trains: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x [N, D] and weight [D]; an empty one unless weight_trains."""
-    if x.dtype not in DTYPES or x.numel() == 0:
+    if x.dtype not in FLOATS or x.numel() == 0:
         return reference.rms_norm_backward(grad, x, weight, rms, plus_one, rounds_first, weight_trains)
     width, threads = weight.shape[0], torch.get_num_threads()
     x_ND = x.detach().contiguous().view(-1, width)

@@ -1,0 +1,12 @@
+// Eight floats at a time: what lanes_portable.h and lanes_avx2.h supply to the loops over rows.
+//   Vec, set(float), load(const float*), load(const bf16*), store(float*, Vec), store(bf16*, Vec),
+//   fma(a, b, c) = a * b + c, sum(Vec)
+#pragma once
+
+#include <cstdint>
+
+namespace lorasmith {
+
+constexpr int64_t kLanes = 8;
+
+}  // namespace lorasmith

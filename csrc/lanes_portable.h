@@ -1,0 +1,48 @@
+// Eight floats in an array, in loops that a compiler can vectorize; in an unnamed namespace, as blockwise_body.h says
+// why.
+#pragma once
+
+#include "blockwise_body.h"
+#include "lanes.h"
+
+namespace lorasmith {
+namespace {
+
+struct PortableLanes {
+    struct Vec {
+        float of[kLanes];
+    };
+
+    template <class Value>
+    static Vec each(const Value& value) {
+        Vec out;
+        for (int i = 0; i < kLanes; ++i) out.of[i] = value(i);
+        return out;
+    }
+
+    static Vec set(float value) {
+        return each([&](int) { return value; });
+    }
+
+    template <class T>
+    static Vec load(const T* x) {
+        return each([&](int i) { return widen(x[i]); });
+    }
+
+    template <class T>
+    static void store(T* x, const Vec& a) {
+        for (int i = 0; i < kLanes; ++i) narrow(a.of[i], x + i);
+    }
+
+    static Vec fma(const Vec& a, const Vec& b, const Vec& c) {
+        return each([&](int i) { return a.of[i] * b.of[i] + c.of[i]; });
+    }
+
+    // in the order of AVX2's
+    static float sum(const Vec& a) {
+        return ((a.of[0] + a.of[4]) + (a.of[2] + a.of[6])) + ((a.of[1] + a.of[5]) + (a.of[3] + a.of[7]));
+    }
+};
+
+}  // namespace
+}  // namespace lorasmith
