@@ -10,6 +10,7 @@
 #include "low_rank.h"
 #include "norm_gate.h"
 #include "skinny.h"
+#include "token_loss.h"
 
 namespace lorasmith {
 
@@ -38,33 +39,33 @@ inline Kernels kernels_at(const std::string& level) {
     throw std::invalid_argument("level '" + level + "' is not one that this build and processor can run");
 }
 
-// AVX-512 has no kernels of its own for what follows, and runs AVX2's.
-inline SkinnyKernels skinny_at(const std::string& level) {
+// The better of the two that most kernels have; AVX-512 runs AVX2's.
 #ifdef LORASMITH_X86
-    if (level != "portable") return avx2_skinny();
+#define LORASMITH_AVX2_OR(level, avx2, portable) ((level) != "portable" ? (avx2) : (portable))
+#else
+#define LORASMITH_AVX2_OR(level, avx2, portable) (portable)
 #endif
-    return portable_skinny();
+
+inline SkinnyKernels skinny_at(const std::string& level) {
+    return LORASMITH_AVX2_OR(level, avx2_skinny, portable_skinny)();
 }
 
 inline LowRankKernels low_rank_at(const std::string& level) {
-#ifdef LORASMITH_X86
-    if (level != "portable") return avx2_low_rank();
-#endif
-    return portable_low_rank();
+    return LORASMITH_AVX2_OR(level, avx2_low_rank, portable_low_rank)();
 }
 
 inline NormGateKernels norm_gate_at(const std::string& level) {
-#ifdef LORASMITH_X86
-    if (level != "portable") return avx2_norm_gate();
-#endif
-    return portable_norm_gate();
+    return LORASMITH_AVX2_OR(level, avx2_norm_gate, portable_norm_gate)();
+}
+
+inline TokenLossKernels token_loss_at(const std::string& level) {
+    return LORASMITH_AVX2_OR(level, avx2_token_loss, portable_token_loss)();
 }
 
 inline MultiplyInt8 multiply_int8_at(const std::string& level) {
-#ifdef LORASMITH_X86
-    if (level != "portable") return multiply_int8_avx2;
-#endif
-    return multiply_int8_portable;
+    return LORASMITH_AVX2_OR(level, multiply_int8_avx2, multiply_int8_portable);
 }
+
+#undef LORASMITH_AVX2_OR
 
 }  // namespace lorasmith

@@ -308,6 +308,27 @@ void rms_norm_backward(ReadRows grad, ReadRows x, AnyArray weight, Array<float> 
     });
 }
 
+// Fills losses [rows] and, where gradient is true, logits [rows, columns] with the gradient to them.
+void token_loss(Rows logits, Array<const int64_t> labels, MaybeFloats weights, Array<float> losses, float scale,
+                float softcap, float smoothing, float z_loss, bool gradient, int threads, const std::string& level) {
+    const int64_t rows = int64_t(logits.shape(0)), columns = int64_t(logits.shape(1));
+    check_like(logits, logits, "logits");
+    check_whole(logits, "logits");
+    check_size(labels, rows, "labels");
+    check_size(losses, rows, "losses");
+    if (weights.has_value()) check_size(*weights, rows, "weights");
+    for (int64_t row = 0; row < rows; ++row) {
+        if (labels.data()[row] < 0 || labels.data()[row] >= columns)
+            throw std::invalid_argument("a label is no column");
+    }
+    const TokenLossKernels kernels = token_loss_at(level);
+    const TokenLossRows kernel = of_type(logits, kernels.f32, kernels.bf16);
+    const float* const weight = weights.has_value() ? weights->data() : nullptr;
+    const TokenLoss t{logits.data(), labels.data(), weight,    losses.data(), columns,
+                      scale,         softcap,       smoothing, z_loss,        gradient};
+    over_rows(kernel, t, rows, columns, threads);
+}
+
 Gated gated_of(const ReadRows& gate, const ReadRows& up, const std::string& function) {
     check_like(gate, gate, "gate");
     check_like(up, gate, "up");
@@ -405,6 +426,9 @@ NB_MODULE(_native, m) {
     m.def("rms_norm_backward", &lorasmith::rms_norm_backward, "grad"_a.noconvert(), "x"_a.noconvert(),
           "weight"_a.noconvert(), "rms"_a.noconvert(), "out"_a.noconvert(), "grad_weight"_a.noconvert(), "plus_one"_a,
           "rounds_first"_a, "threads"_a, "level"_a);
+    m.def("token_loss", &lorasmith::token_loss, "logits"_a.noconvert(), "labels"_a.noconvert(),
+          "weights"_a.noconvert().none(), "losses"_a.noconvert(), "scale"_a, "softcap"_a, "smoothing"_a, "z_loss"_a,
+          "gradient"_a, "threads"_a, "level"_a);
     m.def("gated_activation", &lorasmith::gated_activation, "gate"_a.noconvert(), "up"_a.noconvert(),
           "out"_a.noconvert(), "function"_a, "threads"_a, "level"_a);
     m.def("gated_activation_backward", &lorasmith::gated_activation_backward, "grad"_a.noconvert(),

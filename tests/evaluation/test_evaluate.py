@@ -76,7 +76,7 @@ def test_a_model_whose_head_cannot_be_split_scores_the_same():
 
 
 def test_logits_of_the_split_head_exist_for_one_chunk_at_a_time(monkeypatch):
-    monkeypatch.setattr("lorasmith.evaluation.run_causal._CHUNK_ELEMENTS", 64 * 4)
+    monkeypatch.setattr("lorasmith.ops.cross_entropy.schema._CHUNK_ELEMENTS", 64 * 4)
     model, rows = llama(), []
     expected = evaluate_causal(llama(), batches(False))["loss"].value
     model.lm_head.register_forward_hook(lambda module, inputs, output: rows.append(output.shape[0]))

@@ -7,7 +7,15 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from lorasmith.errors import DataError, FormatError
-from lorasmith.ops.cross_entropy import IGNORED, Objective, head_cross_entropy, linear_cross_entropy
+from lorasmith.ops.cross_entropy import (
+    IGNORED,
+    chunked,
+    head_cross_entropy,
+    head_token_losses,
+    linear_cross_entropy,
+    linear_token_losses,
+)
+from lorasmith.ops.token_loss.schema import Objective
 
 FORMS = [(None, 1.0), (None, 0.25), (3.0, 1.0), (3.0, 2.0)]
 
@@ -233,6 +241,54 @@ def test_a_weight_of_nothing_is_no_label_and_one_of_two_is_the_row_twice():
     kept = torch.cat([torch.full((count,), row) for row, count in enumerate(weights.long().tolist())]).long()
     repeated, _ = linear_cross_entropy(hidden[kept], weight, labels[kept])
     assert_close(weighed, repeated)
+
+
+def test_evaluation_gives_each_labelled_row_its_loss_in_order():
+    hidden, weight, bias, labels = problem()
+    asked = {"softcap": 3.0, "scale": 2.0, "chunk": 4}
+    logits = 3.0 * torch.tanh(F.linear(hidden, weight, bias) * 2 / 3)
+    expected = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")[labels != IGNORED].detach()
+    head = lambda x: F.linear(x, weight, bias)  # noqa: E731
+    for losses in (
+        linear_token_losses(hidden, weight, labels, head_bias=bias, **asked),
+        head_token_losses(hidden, head, labels, vocabulary=17, **asked),
+    ):
+        assert not losses.requires_grad
+        assert_close(losses, expected, rtol=2e-6, atol=2e-6)
+
+
+def test_evaluation_without_labels_gives_nothing():
+    hidden, weight, _, labels = problem()
+    labels[:] = IGNORED
+    assert linear_token_losses(hidden, weight, labels).shape == (0,)
+    assert head_token_losses(hidden, lambda x: x @ weight.T, labels, vocabulary=17).shape == (0,)
+
+
+@pytest.mark.parametrize("rows_of_a_tile", [1, 5, 17, 100])
+def test_a_head_in_tiles_is_the_head_widened_whole(monkeypatch, rows_of_a_tile):
+    monkeypatch.setattr(chunked, "product_dtype", lambda dtype, device: torch.float32)
+    monkeypatch.setattr(chunked, "TILE_ELEMENTS", rows_of_a_tile * 8)
+    low = [tensor.detach().bfloat16().requires_grad_() for tensor in problem()[:3]]
+    labels = problem()[3]
+    wide = [tensor.detach().float().requires_grad_() for tensor in low]
+    expected = plain(*wide, labels, 3.0, 2.0)
+    nll, _ = linear_cross_entropy(low[0], low[1], labels, head_bias=low[2], softcap=3.0, scale=2.0, chunk=4)
+    assert_close(nll, expected, rtol=1e-6, atol=0)
+    made = torch.autograd.grad(nll, low)
+    for got, want in zip(made, torch.autograd.grad(expected, wide), strict=True):
+        assert got.dtype == torch.bfloat16
+        # one rounding of sums in another order
+        assert_close(got.float(), want, rtol=2**-7, atol=1e-5)
+
+
+def test_no_wide_copy_of_a_narrow_head_is_made(monkeypatch):
+    monkeypatch.setattr(chunked, "product_dtype", lambda dtype, device: torch.float32)
+    monkeypatch.setattr(chunked, "TILE_ELEMENTS", 64 * 32)
+    hidden = torch.randn(8, 32, dtype=torch.bfloat16, requires_grad=True)
+    weight, labels = torch.randn(1024, 32).bfloat16(), torch.arange(8)
+    with _LargestTensor() as seen:
+        linear_cross_entropy(hidden, weight, labels, chunk=4)[0].backward()
+    assert seen.elements < weight.numel() / 2
 
 
 @pytest.mark.parametrize("values", [{"label_smoothing": 1.0}, {"label_smoothing": -0.1}, {"z_loss": -1.0}])

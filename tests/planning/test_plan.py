@@ -10,9 +10,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from lorasmith.attach import attach
 from lorasmith.errors import PlanError
 from lorasmith.methods.lora import LoraConfig
-from lorasmith.ops.cross_entropy import schema
 from lorasmith.planning import MemoryPlan, PlanSettings, peak_resident_bytes, plan, resident_bytes
-from lorasmith.planning.plan import HEAD_CHUNK_ELEMENTS
 from lorasmith.planning.step_trace import trace_step
 from lorasmith.quantized import QuantizedWeight
 
@@ -105,10 +103,6 @@ def test_a_classifier_is_planned_whole():
     found = parts(model, task="classification")
     assert "logits and loss" not in found
     assert found["activations kept for backward"] > 0
-
-
-def test_the_head_chunk_is_that_of_the_operation():
-    assert HEAD_CHUNK_ELEMENTS == schema._CHUNK_ELEMENTS
 
 
 def test_a_plan_survives_its_file_and_its_lines_sum_to_the_total():

@@ -13,7 +13,7 @@ from lorasmith.data.batch import pad
 from lorasmith.data.example import Example
 from lorasmith.errors import DataError
 from lorasmith.models.packed_attention import enable_packing
-from lorasmith.ops.cross_entropy import Objective
+from lorasmith.ops.token_loss.schema import Objective
 from lorasmith.training.loss import ClassificationLoss, SplitHeadLoss, WholeModelLoss, loss_for
 
 

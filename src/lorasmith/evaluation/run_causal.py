@@ -19,9 +19,6 @@ from lorasmith.evaluation.scores import Scores, score
 from lorasmith.models.head import Head, next_token_targets, split_head
 from lorasmith.ops.cross_entropy import IGNORED
 
-# logits that exist at once: 64 MiB in f32
-_CHUNK_ELEMENTS = 1 << 24
-
 
 def evaluate_causal(model: nn.Module, batches: Iterable[Batch]) -> Scores:
     """Loss and perplexity of model on batches (on its device), an example being a segment or a row.
@@ -56,12 +53,7 @@ def _nll(head: Head, batch: Batch, scored_BT: Tensor, targets_N: Tensor) -> Tens
     hidden_BTD = head.backbone(**batch.model_inputs(), use_cache=False).last_hidden_state
     # soft prompts come first and have no labels
     hidden_ND = hidden_BTD[:, -scored_BT.shape[1] :][scored_BT]
-    rows = max(1, _CHUNK_ELEMENTS // head.vocabulary)
-    nll = [
-        F.cross_entropy(head.logits(hidden).float(), targets, reduction="none")
-        for hidden, targets in zip(hidden_ND.split(rows), targets_N.split(rows))
-    ]
-    return torch.cat(nll) if nll else hidden_ND.new_zeros(0)
+    return head.token_nll(hidden_ND, targets_N)
 
 
 def _whole_nll(model: nn.Module, batch: Batch, scored_BT: Tensor, targets_N: Tensor) -> Tensor:

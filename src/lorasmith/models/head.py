@@ -18,7 +18,14 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from lorasmith.models.trial import trial
-from lorasmith.ops.cross_entropy import IGNORED, PLAIN, Objective, head_cross_entropy, linear_cross_entropy
+from lorasmith.ops.cross_entropy import (
+    IGNORED,
+    head_cross_entropy,
+    head_token_losses,
+    linear_cross_entropy,
+    linear_token_losses,
+)
+from lorasmith.ops.token_loss.schema import PLAIN, Objective
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +64,20 @@ class Head:
 
         A head with hooks, adapters or quantized storage is called as the module that it is.
         """
-        asked: Any = {"softcap": self.softcap, "scale": self.scale, "objective": objective, "weights": weights}
+        asked: Any = {**self._shaping, "objective": objective, "weights": weights}
         if self.weight is None or _hooked(self.module):
             return head_cross_entropy(hidden, self.module, targets, vocabulary=self.vocabulary, **asked)
         return linear_cross_entropy(hidden, self.weight, targets, head_bias=self.bias, **asked)
+
+    def token_nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """The negative log likelihood of each of targets [N] after hidden [N, D], without gradients; at least f32."""
+        if self.weight is None or _hooked(self.module):
+            return head_token_losses(hidden, self.module, targets, vocabulary=self.vocabulary, **self._shaping)
+        return linear_token_losses(hidden, self.weight, targets, head_bias=self.bias, **self._shaping)
+
+    @property
+    def _shaping(self) -> dict[str, Any]:
+        return {"softcap": self.softcap, "scale": self.scale}
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of hidden [..., D], in the head's own dtype."""

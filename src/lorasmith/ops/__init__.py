@@ -11,16 +11,19 @@ import lorasmith.ops.low_rank.reference
 import lorasmith.ops.rms_norm.cpu
 import lorasmith.ops.rms_norm.reference
 import lorasmith.ops.rowwise.cpu
-import lorasmith.ops.rowwise.reference  # noqa: F401
+import lorasmith.ops.rowwise.reference
+import lorasmith.ops.token_loss.cpu
+import lorasmith.ops.token_loss.reference  # noqa: F401
 from lorasmith.ops.adapted_linear.product import BlockwiseProduct, DenseProduct, Multiplier, Product, RowwiseProduct
 from lorasmith.ops.adapted_linear.schema import LowRank, adapted_linear
 from lorasmith.ops.blockwise.schema import Nested, dequantize_blockwise, double_quantize, quantize_blockwise
 from lorasmith.ops.blockwise_linear.schema import blockwise_linear
-from lorasmith.ops.cross_entropy import head_cross_entropy, linear_cross_entropy
+from lorasmith.ops.cross_entropy import head_cross_entropy, linear_cross_entropy, linear_token_losses
 from lorasmith.ops.gated_activation.schema import Activation, gated_activation, gated_activation_packed
 from lorasmith.ops.rms_norm.schema import rms_norm
 from lorasmith.ops.rowwise.schema import dequantize_rowwise, quantize_rowwise, rowwise_linear
 from lorasmith.ops.status import KernelStatus, kernel_status
+from lorasmith.ops.token_loss.schema import Objective, Shaping, token_losses, token_losses_
 
 __all__ = [
     "Activation",
@@ -30,8 +33,10 @@ __all__ = [
     "LowRank",
     "Multiplier",
     "Nested",
+    "Objective",
     "Product",
     "RowwiseProduct",
+    "Shaping",
     "adapted_linear",
     "blockwise_linear",
     "dequantize_blockwise",
@@ -42,8 +47,11 @@ __all__ = [
     "head_cross_entropy",
     "kernel_status",
     "linear_cross_entropy",
+    "linear_token_losses",
     "quantize_blockwise",
     "quantize_rowwise",
     "rms_norm",
     "rowwise_linear",
+    "token_losses",
+    "token_losses_",
 ]

@@ -96,6 +96,21 @@ def rms_norm_backward(
 ) -> None:
     """Fill out with the gradient of x; add that of weight to grad_weight float32 [parts, columns], by parts of rows."""
 
+def token_loss(
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor | None,
+    losses: Tensor,
+    scale: float,
+    softcap: float,
+    smoothing: float,
+    z_loss: float,
+    gradient: bool,
+    threads: int,
+    level: str,
+) -> None:
+    """Fill losses float32 [rows] and, on demand, logits [rows, columns], float32 or bfloat16, with their gradient."""
+
 def gated_activation(gate: Tensor, up: Tensor, out: Tensor, function: str, threads: int, level: str) -> None:
     """Fill out [rows, columns]; rows of gate and up may lie apart."""
 

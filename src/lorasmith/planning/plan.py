@@ -8,16 +8,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lorasmith.ops.cross_entropy.chunked import linear_workspace, module_workspace
+from lorasmith.ops.cross_entropy.schema import default_chunk
 from lorasmith.ops.precision import product_dtype
 from lorasmith.planning.memory_plan import MemoryPlan, PlanSettings
 from lorasmith.planning.resident import resident_bytes
 from lorasmith.planning.step_trace import StepMemory, trace_step
 from lorasmith.quantized import QuantizedLinear, QuantizedWeight
-
-# Logits that the fused head holds at once (ops/cross_entropy), and what a logit costs there at its worst moment:
-# the f32 logit and the exponential that its normaliser needs, beside the product in the head's own type.
-HEAD_CHUNK_ELEMENTS = 1 << 24
-LOGIT_BYTES = 8
 
 # What a process holds beyond its live tensors, fitted with benchmarks/plan_accuracy.py (glibc 2.36, 2 threads): freed
 # blocks that the heap cannot use again, as a share of what a step allocates, and the libraries' own buffers. A lower
@@ -90,13 +87,13 @@ def _bytes(tensors: Sequence[Tensor]) -> int:
 def _head_bytes(head: nn.Module, step: StepMemory, settings: PlanSettings) -> int:
     weight = head.weight
     assert isinstance(weight, Tensor)
-    vocabulary = head.shape[0] if isinstance(head, QuantizedWeight) else weight.shape[0]
-    rows = min(settings.batch_size * settings.length, max(1, HEAD_CHUNK_ELEMENTS // vocabulary))
-    multiplied = weight.dtype if isinstance(head, QuantizedWeight) else product_dtype(weight.dtype, CPU)
-    # an f32 product is its logit, a 16-bit one stands beside it; a weight that is widened for the product does so too
-    product = 0 if multiplied == torch.float32 else 2
-    widened = 0 if multiplied == weight.dtype else weight.numel() * multiplied.itemsize
-    return rows * vocabulary * (LOGIT_BYTES + product) + step.hidden + widened
+    vocabulary, width = head.shape if isinstance(head, QuantizedWeight) else weight.shape
+    rows = min(settings.batch_size * settings.length, default_chunk(vocabulary))
+    if isinstance(head, QuantizedWeight):
+        logits = module_workspace(rows, vocabulary, settings.autocast or head.dtype, CPU)
+    else:
+        logits = linear_workspace(rows, vocabulary, width, weight.dtype, CPU)
+    return logits + step.hidden
 
 
 def _dequantized_bytes(model: nn.Module, settings: PlanSettings) -> int:

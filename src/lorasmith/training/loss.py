@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from lorasmith.data.batch import Batch
 from lorasmith.errors import DataError
 from lorasmith.models.head import Head, next_token_targets, split_head
-from lorasmith.ops.cross_entropy import IGNORED, PLAIN, Objective
+from lorasmith.ops.cross_entropy import IGNORED
+from lorasmith.ops.token_loss.schema import PLAIN, Objective, token_losses
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class WholeModelLoss:
         targets = next_token_targets(batch.labels, batch.cu_seqlens)
         kept = targets != IGNORED
         _check_count(int(kept.sum()), batch)
-        return self.objective.summed(logits_BTV[kept], targets[kept])
+        return token_losses(logits_BTV[kept], targets[kept], objective=self.objective).sum()
 
 
 class ClassificationLoss:
@@ -88,7 +89,7 @@ class ClassificationLoss:
                 f"{tuple(batch.labels.shape)} labels do not fit {tuple(logits_BC.shape)} logits; "
                 "classification needs one class id for each row"
             )
-        return self.objective.summed(logits_BC, batch.labels)
+        return token_losses(logits_BC, batch.labels, objective=self.objective).sum()
 
 
 def _check_count(count: int, batch: Batch) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from lorasmith.errors import RecipeError, nearest
-from lorasmith.ops.cross_entropy import Objective
+from lorasmith.ops.token_loss.schema import Objective
 
 Schedule = Literal["linear", "cosine", "constant"]
 Precision = Literal["auto", "bf16", "fp32"]

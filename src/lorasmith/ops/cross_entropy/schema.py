@@ -1,7 +1,7 @@
-"""Arguments, checks, shapes and gradients of the two cross-entropy operations.
+"""Arguments and checks of the head's cross-entropy: of a plain linear head, and of any other.
 
 logits = cap(scale * (h W^T + b)), cap(z) = softcap * tanh(z / softcap), nll = sum over rows of -log softmax(logits)[y],
-or what the objective says instead.
+or what the objective says instead (ops/token_loss).
 Axes: N rows (tokens), S rows with a label, D model width, V vocabulary.
 """
 
@@ -11,17 +11,15 @@ import torch
 from torch import Tensor
 
 from lorasmith.errors import DataError, FormatError
-from lorasmith.ops.cross_entropy import reference
-from lorasmith.ops.cross_entropy.reference import Objective, Rows
+from lorasmith.ops.cross_entropy import chunked
+from lorasmith.ops.cross_entropy.chunked import Form, Rows
+from lorasmith.ops.token_loss.schema import PLAIN, Objective, Shaping
 
 IGNORED = -100
 """The label of a row that carries no loss."""
 
-PLAIN = Objective()
-"""The negative log likelihood and nothing else."""
-
 _CHUNK_ELEMENTS = 1 << 24
-"""Logits kept at once when no chunk is given: 64 MiB in f32."""
+"""Logits that exist at once when no chunk is given: 64 MiB in f32."""
 
 
 def linear_cross_entropy(
@@ -45,16 +43,31 @@ def linear_cross_entropy(
     where those require one, are made on the way, so that no logits are kept. Softmax and sum are at least f32.
     Raises DataError for a label outside the vocabulary, FormatError for shapes that do not fit.
     """
-    if head_weight.dim() != 2 or head_weight.shape[1] != hidden.shape[-1]:
-        raise FormatError(
-            f"head weight {tuple(head_weight.shape)} does not fit hidden {tuple(hidden.shape)}; it must be [V, D]"
-        )
-    vocabulary = head_weight.shape[0]
-    rows = _supervised(hidden, labels, weights)
-    _check_labels(rows.labels, vocabulary)
-    form = reference.Form(softcap, scale, chunk or _chunk(vocabulary), objective)
-    nll = reference.linear_nll(hidden.reshape(-1, hidden.shape[-1]), head_weight, head_bias, rows, form)
+    _check_weight(head_weight, hidden)
+    rows = _supervised(hidden, labels, weights, vocabulary=len(head_weight))
+    form = Form(Shaping(softcap, scale), objective, chunk or default_chunk(len(head_weight)))
+    nll = chunked.linear_nll(hidden.reshape(-1, hidden.shape[-1]), head_weight, head_bias, rows, form)
     return nll, rows.labels.numel()
+
+
+def linear_token_losses(
+    hidden: Tensor,
+    head_weight: Tensor,
+    labels: Tensor,
+    *,
+    head_bias: Tensor | None = None,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    chunk: int | None = None,
+) -> Tensor:
+    """The negative log likelihood of each labelled row, in order, at least f32; arguments as linear_cross_entropy's.
+
+    For evaluation: without gradients.
+    """
+    _check_weight(head_weight, hidden)
+    rows = _supervised(hidden, labels, None, vocabulary=len(head_weight))
+    form = Form(Shaping(softcap, scale), PLAIN, chunk or default_chunk(len(head_weight)))
+    return chunked.linear_losses(hidden.reshape(-1, hidden.shape[-1]), head_weight, head_bias, rows, form)
 
 
 def head_cross_entropy(
@@ -74,13 +87,42 @@ def head_cross_entropy(
     Each chunk's logits are made once in the forward and once more in the backward; parameters inside the head get
     their gradients in the ordinary way.
     """
-    rows = _supervised(hidden, labels, weights)
-    _check_labels(rows.labels, vocabulary)
-    form = reference.Form(softcap, scale, chunk or _chunk(vocabulary), objective)
-    return reference.head_nll(hidden.reshape(-1, hidden.shape[-1]), head, rows, form), rows.labels.numel()
+    rows = _supervised(hidden, labels, weights, vocabulary=vocabulary)
+    form = Form(Shaping(softcap, scale), objective, chunk or default_chunk(vocabulary))
+    return chunked.head_nll(hidden.reshape(-1, hidden.shape[-1]), head, rows, form), rows.labels.numel()
 
 
-def _supervised(hidden: Tensor, labels: Tensor, weights: Tensor | None) -> Rows:
+def head_token_losses(
+    hidden: Tensor,
+    head: Callable[[Tensor], Tensor],
+    labels: Tensor,
+    *,
+    vocabulary: int,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    chunk: int | None = None,
+) -> Tensor:
+    """As linear_token_losses, for a head that is any callable [rows, D] -> [rows, V]."""
+    rows = _supervised(hidden, labels, None, vocabulary=vocabulary)
+    form = Form(Shaping(softcap, scale), PLAIN, chunk or default_chunk(vocabulary))
+    with torch.no_grad():
+        parts = list(chunked.head_losses(hidden.reshape(-1, hidden.shape[-1]), head, rows, form))
+    return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.promote_types(hidden.dtype, torch.float32))
+
+
+def default_chunk(vocabulary: int) -> int:
+    """Rows of logits that exist at once when no chunk is given."""
+    return max(1, _CHUNK_ELEMENTS // vocabulary)
+
+
+def _check_weight(weight: Tensor, hidden: Tensor) -> None:
+    if weight.dim() != 2 or weight.shape[1] != hidden.shape[-1]:
+        raise FormatError(
+            f"head weight {tuple(weight.shape)} does not fit hidden {tuple(hidden.shape)}; it must be [V, D]"
+        )
+
+
+def _supervised(hidden: Tensor, labels: Tensor, weights: Tensor | None, vocabulary: int) -> Rows:
     if labels.shape != hidden.shape[:-1]:
         raise FormatError(
             f"labels {tuple(labels.shape)} do not fit hidden {tuple(hidden.shape)}; give one label for each row"
@@ -89,7 +131,9 @@ def _supervised(hidden: Tensor, labels: Tensor, weights: Tensor | None) -> Rows:
         raise FormatError(f"weights {tuple(weights.shape)} do not fit labels {tuple(labels.shape)}; give one for each")
     flat = labels.reshape(-1)
     index = (flat != IGNORED).nonzero().squeeze(1)
-    return Rows(flat[index], index, None if weights is None else weights.detach().reshape(-1)[index])
+    rows = Rows(flat[index], index, None if weights is None else weights.detach().reshape(-1)[index])
+    _check_labels(rows.labels, vocabulary)
+    return rows
 
 
 def _check_labels(labels: Tensor, vocabulary: int) -> None:
@@ -102,7 +146,3 @@ def _check_labels(labels: Tensor, vocabulary: int) -> None:
                 f"label {label} is outside the vocabulary of {vocabulary}; use the model's own tokenizer, "
                 f"or resize its embeddings, or {IGNORED} for no loss"
             )
-
-
-def _chunk(vocabulary: int) -> int:
-    return max(1, _CHUNK_ELEMENTS // vocabulary)

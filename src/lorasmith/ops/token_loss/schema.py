@@ -1,0 +1,106 @@
+"""What a row of logits costs under its label, and the gradient to it written over the logits.
+
+z = cap(scale * x), cap(u) = softcap * tanh(u / softcap), lse = logsumexp(z), y the label; a row costs
+(1 - s) (lse - z_y) + s (lse - mean z) + c lse^2, times its weight. Axes: N rows, V vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lorasmith.errors import FormatError
+from lorasmith.ops.library import NATIVE_KERNELS, define, implement_fake
+
+define(
+    "token_loss_",
+    "(Tensor(a!) logits, Tensor labels, Tensor? weights, float? softcap, float scale, float label_smoothing,"
+    " float z_loss, bool gradient) -> Tensor",
+)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a row's loss is: the negative log likelihood in plain form.
+
+    label_smoothing is s in [0, 1), as torch's cross_entropy has it; z_loss is c >= 0 (PaLM, arXiv 2204.02311, section
+    5). Raises FormatError for values out of range.
+    """
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise FormatError(f"label_smoothing={self.label_smoothing} must be from 0 to below 1")
+        if not 0 <= self.z_loss < math.inf:
+            raise FormatError(f"z_loss={self.z_loss} must be at least 0")
+
+
+PLAIN = Objective()
+"""The negative log likelihood and nothing else."""
+
+
+@dataclass(frozen=True)
+class Shaping:
+    """What a model does to the output of its head before the softmax."""
+
+    softcap: float | None = None
+    scale: float = 1.0
+
+
+def token_losses_(
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor | None = None,
+    *,
+    shaping: Shaping = Shaping(),
+    objective: Objective = PLAIN,
+    gradient: bool,
+) -> Tensor:
+    """Losses [N], at least f32, of logits [N, V] under labels int64 [N], each times weights [N].
+
+    The logits are lost: with gradient, each row's loss's gradient to them takes their place.
+    """
+    asked = (shaping.softcap, shaping.scale, objective.label_smoothing, objective.z_loss, gradient)
+    return torch.ops.lorasmith.token_loss_.default(logits, labels, weights, *asked)
+
+
+def token_losses(logits: Tensor, labels: Tensor, weights: Tensor | None = None, **how: Any) -> Tensor:
+    """As token_losses_, of logits that stay as they are and get their gradient in the ordinary way."""
+    if not torch.is_grad_enabled():
+        return token_losses_(logits.clone(), labels, weights, **how, gradient=False)
+    return _TokenLosses.apply(logits, labels, weights, how)
+
+
+def loss_bytes(dtype: torch.dtype, device: str) -> int:
+    """Bytes a logit in dtype at the highest moment of token_losses_ on a type of device, the logit itself included."""
+    if device in NATIVE_KERNELS["token_loss_"]:
+        return dtype.itemsize
+    # the reference holds an f32 logit, and the exponential that its normaliser needs
+    return 8 if dtype == torch.float32 else dtype.itemsize + 8
+
+
+class _TokenLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, weights: Tensor | None, how: dict[str, Any]) -> Tensor:
+        copy_NV = logits.detach().clone()
+        losses_N = token_losses_(copy_NV, labels, weights, **how, gradient=ctx.needs_input_grad[0])
+        ctx.save_for_backward(copy_NV if ctx.needs_input_grad[0] else None)
+        return losses_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient_NV,) = ctx.saved_tensors
+        return None if gradient_NV is None else (gradient_NV * grad_N[:, None]).to(gradient_NV.dtype), None, None, None
+
+
+def _fake(logits: Tensor, *others: Any) -> Tensor:
+    return logits.new_empty(logits.shape[0], dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
+implement_fake("token_loss_", _fake)
