@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import select
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from typing import Any
 from live_tensors import LiveTensors
 from quiet import Watch
 from resident import Resident
+from results import FOLDER, spread
 
 Turn = Callable[[Any], dict[str, Any]]
 SLOW_SECONDS = 60.0
@@ -53,6 +53,7 @@ def command_line(doc: str, rounds: int) -> argparse.ArgumentParser:
     parser.add_argument("--most-seconds", type=float, default=240.0, help="of one turn; a longer one is ended")
     parser.add_argument("--accept-noise", action="store_true", help="reject no turn: for development")
     parser.add_argument("--folder", type=Path, help="what the contestants load, where it is made already")
+    parser.add_argument("--results", type=Path, default=FOLDER, help="folder that the result is written into")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     return parser
 
@@ -199,14 +200,10 @@ class Contest:
             times, note = [turn["seconds"] for turn in worker.turns], ""
         else:
             times, note = [worker.first["seconds"]], "cold, disturbed" if worker.first["disturbed"] else "cold"
-        quartiles = statistics.quantiles(times, method="inclusive") if len(times) > 1 else times * 3
         memory = {"load_peak": worker.load_peak, "peak": worker.resident.peak, "anonymous": worker.resident.anonymous}
         return {
-            "seconds": statistics.median(times),
+            **spread(times),
             "note": note,
-            "least": min(times),
-            "quartiles": [quartiles[0], quartiles[2]],
-            "most": max(times),
             "samples": len(worker.turns),
             "rejected": worker.rejected,
             "load_seconds": worker.load_seconds,
