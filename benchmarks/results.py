@@ -42,7 +42,14 @@ def table(title: str, about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]
         over = ">" if row["note"] == "over" else ""
         cells = [f"{over}{row['seconds']:.3g}", *(f"{row[key]:.3g}" for key in ("least", "most"))]
         cells += [str(row["samples"]), str(row["rejected"]), f"{over}{row['ratio']:.2f}"]
-        cells += [f"{row[key]:.0%}" if "share" in key else f"{row[key]:.1f}" for key in columns.values()]
+        cells += [_cell(key, row.get(key)) for key in columns.values()]
         cells += ["" if row[key] is None else f"{row[key] / GIB:.2f}" for key in memory.values()]
         lines.append(f"{row['name']:<46}" + "".join(f"{cell:>10}" for cell in cells) + f"  {row['note']}")
     return "\n".join(lines)
+
+
+def _cell(key: str, value: float | None) -> str:
+    # a contestant that was ended has told nothing
+    if value is None:
+        return ""
+    return f"{value:.0%}" if "share" in key else f"{value:.1f}"
