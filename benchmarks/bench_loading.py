@@ -8,7 +8,7 @@ every stored byte of the model has been read once, so that nothing lazy is left.
 cannot be avoided, the checkpoint read and the model written, a second, over the machine's rate of copying;
 share_of_read is the checkpoint's alone over that of reading. Ours is held to a bound on memory, the stored model + its
 two largest tensors + 600 MiB: the loader with all of its resident memory, transformers' hook, which maps the shards,
-with its anonymous part. Exit code 1 where one exceeds it. Writes results/loading.json.
+with its anonymous part. Exit code 1 where one exceeds it. Writes results/loading.json, or loading_134m.json.
 """
 
 import sys
@@ -159,7 +159,7 @@ def main() -> int:
         hold(row, checkpoint_bytes, two_largest(shape), found)
     about = {**machine(), **peers(), "shape": chosen.shape, "checkpoint_bytes": checkpoint_bytes}
     about |= {"limits": found, "guarded": guarded}
-    save("loading", about, rows, chosen.results)
+    save("loading" if chosen.shape == "1b" else f"loading_{chosen.shape}", about, rows, chosen.results)
     columns = {"of limit": "share_of_limit", "of read": "share_of_read"}
     print(table(f"loading, {chosen.shape}", about, rows, columns), flush=True)
     above = [row["name"] for row in rows if not row.get("within", True)]

@@ -18,7 +18,10 @@ class Goal:
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the table. The first of peers is its default; where names the other fields of its rows."""
+    """One line of the table. The first of peers is its default; where names the other fields of its rows.
+
+    name may hold fields of the result in braces.
+    """
 
     name: str
     result: str
@@ -53,21 +56,21 @@ TRAINER = tuple(
 
 STEPS = (
     Figure("step, 134m", "step_134m", OURS, STEP_PEERS, Goal("2x", ratio=2)),
-    Figure("its peak", "step_134m", OURS, STEP_PEERS, Goal("half the peak", ratio=2), "peak"),
+    Figure("peak of a step, 134m", "step_134m", OURS, STEP_PEERS, Goal("half the peak", ratio=2), "peak"),
     Figure("step, 134m, beside plain LoRA", "step_134m", OURS, PLAIN_PEERS, Goal("1.3x", ratio=1.3)),
     Figure("step, 134m, checkpointing", "step_134m", CHECKPOINTED, CHECKPOINTED_PEERS),
     Figure(
         "step, 1.1b", "step_1b", OURS, STEP_PEERS, Goal("1.4x at 75 % of the matrix product", ratio=1.4, share=0.75)
     ),
-    Figure("its peak", "step_1b", OURS, STEP_PEERS, Goal("0.7 of the peak", ratio=1 / 0.7), "peak"),
+    Figure("peak of a step, 1.1b", "step_1b", OURS, STEP_PEERS, Goal("0.7 of the peak", ratio=1 / 0.7), "peak"),
     Figure("step, 1.1b, checkpointing", "step_1b", CHECKPOINTED, CHECKPOINTED_PEERS, Goal("2x", ratio=2)),
-    Figure("its peak", "step_1b", CHECKPOINTED, CHECKPOINTED_PEERS, key="peak"),
+    Figure("peak of a step, 1.1b, checkpointing", "step_1b", CHECKPOINTED, CHECKPOINTED_PEERS, key="peak"),
     Figure("peak of a 7b step", "step_7b", CHECKPOINTED, (), Goal("under 5.5 GiB", most=5.5 * GIB), "peak"),
 )
 OTHERS = (
-    Figure("64 tokens read and generated, 134m", "decoding", OURS, (BF16, F32)),
+    Figure("{prompt} tokens read and {new} generated, 134m", "decoding", OURS, (BF16, F32)),
     Figure("loading 1.1b into NF4", "loading", "ours", LOADERS, Goal("8x", ratio=8)),
-    Figure("its peak", "loading", "ours", LOADERS, key="peak"),
+    Figure("peak of loading 1.1b", "loading", "ours", LOADERS, key="peak"),
     Figure("instructions, 134m", "instructions_134m", "ours, 8 x 2", TRAINER, Goal("4x", ratio=4)),
     Figure("instructions, 8m", "instructions_novels-8m", "ours, 8 x 2", TRAINER, Goal("4x", ratio=4)),
 )
@@ -88,7 +91,9 @@ def linears() -> tuple[Figure, ...]:
                 name = f"LoRA on {shape}, {rows} rows, {one_way}"
                 made.append(Figure(name, "linear", OURS, (BF16, F32), goal, where=where))
                 if rows in OF_DENSE and one_way != "forward":
-                    made.append(Figure("beside the dense layer", "linear", OURS, DENSE, OF_DENSE[rows], where=where))
+                    made.append(
+                        Figure(f"{name}, beside the dense layer", "linear", OURS, DENSE, OF_DENSE[rows], where=where)
+                    )
     return tuple(made)
 
 
@@ -100,7 +105,8 @@ def kernel_goal(name: str, shape: str, peer: str) -> Goal:
         times = {"4096x4096": 8, "5632x2048": 2}.get(shape)
         return Goal(f"{times}x", ratio=times) if times else Goal()
     if name == "linear forward bfloat16, 1 rows" and peer == "matmul_4bit":
-        return ONE_ROW
+        # the share is bench_linear's, where no cache holds the weights
+        return Goal("1.3x", ratio=1.3)
     if name in ("linear forward bfloat16, 4 rows", "linear forward bfloat16, 16 rows"):
         return NEVER_SLOWER
     return Goal()

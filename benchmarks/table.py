@@ -1,7 +1,8 @@
 """One table of all speed results that are committed, as markdown: python benchmarks/table.py [--write].
 
 With --write it also replaces the table in docs/benchmarks.md. A ratio is the peer's best over ours, so more than one is
-better; goals are held against it, and figures whose result is not there say so. figures.py says what is set beside what.
+better; goals are held against it, and are open where a bound or a missing result leaves them so. figures.py says what
+is set beside what.
 """
 
 import argparse
@@ -35,35 +36,39 @@ def shown(row: Mapping[str, Any] | None, key: str) -> str:
     value = row[key]
     if key == "peak":
         return f"{value / GIB:.2f} GiB"
-    text = f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.3g} s"
-    return f"over {text}" if row["note"] == "over" else text
+    return f"over {time(value)}" if row["note"] == "over" else time(value)
 
 
-def verdict(goal: Goal, ratio: float | None, share: float | None, ours: float) -> str:
-    """The goal and whether it is reached; a goal whose other side is not there stays open."""
+def time(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def verdict(goal: Goal, ratio: float | None, share: float | None, ours: float, bound: bool = False) -> str:
+    """The goal and whether it is reached; bound means that ratio is one, which may be more."""
     if not goal.text:
         return NOTHING
-    # what is to be at most something is at least its negative
-    most = None if goal.most is None else -goal.most
-    wanted = [(goal.ratio, ratio), (goal.share, share), (most, -ours)]
-    pairs = [(least, value) for least, value in wanted if least is not None]
-    if any(value is None for _, value in pairs):
-        return f"{goal.text}: open"
-    reached = all(value >= least for least, value in pairs if value is not None)
-    return f"{goal.text}: {'reached' if reached else 'missed'}"
+    missed = (goal.share is not None and share is not None and share < goal.share) or (
+        goal.most is not None and ours > goal.most
+    )
+    unknown = goal.share is not None and share is None
+    if goal.ratio is not None and (ratio is None or ratio < goal.ratio):
+        unknown, missed = unknown or bound or ratio is None, missed or (ratio is not None and not bound)
+    return f"{goal.text}: {'missed' if missed else 'open' if unknown else 'reached'}"
 
 
 def made_on(about: Mapping[str, Any]) -> str:
     vectors = about.get("vectors") or about["kernels"][0].split()[0].upper()
-    return f"{about['processor']}, {vectors}, {about['date']}"
+    noise = "" if about.get("guarded", True) else ", noise accepted"
+    return f"{about['processor']}, {vectors}, {about['date']}{noise}"
 
 
 def contest_line(figure: Figure, about: Mapping[str, Any]) -> Sequence[str]:
     rows = [row for row in about["rows"] if all(row[key] == value for key, value in figure.where.items())]
     named = {row["name"]: row for row in rows}
     ours = named.get(figure.ours)
-    if ours is None:
-        return (figure.name, "not run", *[NOTHING] * 4, figure.goal.text or NOTHING, made_on(about))
+    name = figure.name.format_map(about)
+    if ours is None or ours["note"] == "over":
+        return (name, shown(ours, figure.key), *[NOTHING] * 4, figure.goal.text or NOTHING, made_on(about))
     peers = [named[name] for name in figure.peers if name in named]
     # of memory as well it is the fastest peer's that counts
     best = min(peers, key=lambda row: row["seconds"], default=None)
@@ -72,30 +77,30 @@ def contest_line(figure: Figure, about: Mapping[str, Any]) -> Sequence[str]:
     default, best_shown = NOTHING, NOTHING
     if figure.peers:
         default, best_shown = shown(named.get(figure.peers[0]), figure.key), shown(best, figure.key)
-    more = "over " if best is not None and best["note"] == "over" else ""
+    bound = best is not None and best["note"] == "over"
     return (
-        figure.name,
+        name,
         shown(ours, figure.key),
         default,
         best_shown,
-        NOTHING if ratio is None else f"{more}{ratio:.2f}",
+        NOTHING if ratio is None else f"{'over ' if bound else ''}{ratio:.2f}",
         NOTHING if share is None else f"{share:.0%}",
-        verdict(figure.goal, ratio, share, ours[figure.key]),
+        verdict(figure.goal, ratio, share, ours[figure.key], bound),
         made_on(about),
     )
 
 
 def kernel_line(row: Mapping[str, Any], about: Mapping[str, Any]) -> Sequence[str]:
     shape = row.get("shape") or f"{about['size']}x{about['size']}"
-    time = f"{row['peer_ms']:.3g} ms"
+    peer = time(row["peer_ms"] / 1e3)
     is_default = row["peer"] in DEFAULT_KERNELS
     goal = kernel_goal(row["name"], shape, row["peer"])
     share = row["share_of_copy"]
     return (
         f"{row['name']}, {shape}, beside {row['peer']}",
-        f"{row['ours_ms']:.3g} ms",
-        time if is_default else NOTHING,
-        NOTHING if is_default else time,
+        time(row["ours_ms"] / 1e3),
+        peer if is_default else NOTHING,
+        NOTHING if is_default else peer,
         f"{row['ratio']:.2f}",
         NOTHING if share is None else f"{share:.0%}",
         verdict(goal, row["ratio"], share, row["ours_ms"]),
