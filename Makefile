@@ -2,7 +2,7 @@
 #   make quickstart   the main job on a small model, within two minutes of compute (QUICK=1: a short smoke of it)
 #   make test         all tests (PYTEST_ARGS="tests/cli -k merge" for some)
 #   make lint         ruff, types, C++ format
-#   make bench        the benchmarks
+#   make bench        all benchmarks at their standard sizes (an hour or more), then one table (docs/benchmarks.md)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -27,7 +27,10 @@ lint: $(VENV)/.ready-lint
 	find csrc -name '*.cpp' -o -name '*.h' | xargs -r $(BIN)/clang-format --dry-run -Werror
 
 bench: $(VENV)/.ready-bench
-	set -e; for file in $(sort $(wildcard benchmarks/bench_*.py)); do echo "== $$file"; $(BIN)/python $$file; done
+	failed=; for file in $(sort $(wildcard benchmarks/bench_*.py)); do \
+		echo "== $$file"; $(BIN)/python $$file || failed="$$failed $$file"; done; \
+	$(BIN)/python benchmarks/table.py --write || failed="$$failed benchmarks/table.py"; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
 
 clean:
 	rm -rf $(VENV) build dist

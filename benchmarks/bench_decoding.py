@@ -18,11 +18,11 @@ import adapted_models
 import torch
 from contest import Contest, Contestant, Turn, command_line, work
 from limits import limits
-from make_checkpoint import Shape, make_checkpoint
+from make_checkpoint import SHAPES, make_checkpoint
 from quiet import machine
 from results import peers, save, table
 
-SHAPE = Shape(12, 768, 2048, 12, 12, 32000)
+SHAPE = SHAPES["134m"]
 PROMPT = 32
 
 
@@ -91,7 +91,7 @@ def main() -> None:
         read = row["first"]["weight_bytes"] if row["first"] else 0
         row["share_of_limit"] = row["tokens_per_second"] * read / found["read"]
     about = {**machine(), **peers(), "prompt": PROMPT, "new": chosen.new, "limits": found, "guarded": guarded}
-    save("decoding", about, rows)
+    save("decoding", about, rows, chosen.results)
     columns = {"tokens/s": "tokens_per_second", "of limit": "share_of_limit"}
     print(table(f"{PROMPT} tokens read, {chosen.new} generated, 134m", about, rows, columns), flush=True)
 

@@ -1,16 +1,13 @@
-"""Our CPU kernels beside bitsandbytes', in one process: python benchmarks/bench_kernels.py [--size 4096].
+"""Our CPU kernels beside bitsandbytes', in one process: python benchmarks/bench_kernels.py [--shapes 4096x4096 ...].
 
-Batches of ours and theirs alternate, so that both see the same machine. A batch is thrown away and taken again when
-other processes used more than 5 % of the cores meanwhile (from /proc/stat; without that file, or with --accept-noise,
-nothing is rejected, and the output says so). GB/s is the traffic that the operation cannot avoid, read and written,
-and its share is of a plain copy measured in the same run. Prints one table and writes benchmarks/results/kernels.json.
+Batches of ours and theirs alternate (alternating.py). GB/s is the traffic that the operation cannot avoid, read and
+written, and its share is of a plain copy measured in the same run; weights that fit the last cache can exceed it.
+Prints one table and writes benchmarks/results/kernels.json.
 """
 
 import argparse
 import ctypes
 import json
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,8 +15,9 @@ from pathlib import Path
 import bitsandbytes
 import bitsandbytes.functional as theirs
 import torch
+from alternating import alternate, can_reject
 from bitsandbytes.cextension import lib
-from quiet import Watch, machine
+from quiet import machine
 from torch.nn import functional as F
 
 from lorasmith import ops
@@ -27,21 +25,19 @@ from lorasmith.atomic import write_text
 from lorasmith.formats import dynamic_map, formats
 
 RESULT = Path(__file__).parent / "results" / "kernels.json"
+SHAPES = ("4096x4096", "5632x2048")
 BLOCKSIZE = 64
-MOST_ATTEMPTS = 6  # per batch that is wanted
-BATCH_SECONDS = 0.15
 
 
 @dataclass(frozen=True)
 class Case:
-    """One operation both ways. bytes: read and written by ours; goal: theirs / ours that the project asks for."""
+    """One operation both ways. bytes: read and written by ours."""
 
     name: str
     ours: Callable[[], object]
     peer: str
     theirs: Callable[[], object]
     bytes: int | None = None
-    goal: float | None = None
 
 
 @dataclass(frozen=True)
@@ -49,57 +45,19 @@ class Row:
     """A line of the table; times are medians over the accepted batches, in ms."""
 
     name: str
+    shape: str
     peer: str
     ours_ms: float
     peer_ms: float
     ratio: float
     gb_per_s: float | None
     share_of_copy: float | None
-    goal: float | None
     accepted_batches: int
     rejected_batches: int
 
 
-class Clock:
-    """Times batches and counts those that other processes disturbed."""
-
-    def __init__(self, guarded: bool) -> None:
-        self.guarded = guarded
-        self.accepted = 0
-        self.rejected = 0
-
-    def batch(self, function: Callable[[], object]) -> float | None:
-        """Median seconds of a call over a batch of calls, None if others used the cores."""
-        watch, start = Watch(time.process_time()), time.perf_counter()
-        times = []
-        while time.perf_counter() - start < BATCH_SECONDS or len(times) < 3:
-            before = time.perf_counter()
-            function()
-            times.append(time.perf_counter() - before)
-        if self.guarded and watch.disturbed(time.process_time()):
-            self.rejected += 1
-            return None
-        self.accepted += 1
-        return statistics.median(times)
-
-    def pair(self, ours: Callable[[], object], peer: Callable[[], object], batches: int) -> tuple[float, float]:
-        """Median seconds of each over alternating accepted batches. Raises SystemExit where none was quiet."""
-        ours(), peer()
-        samples: tuple[list[float], list[float]] = ([], [])
-        for _ in range(batches * MOST_ATTEMPTS):
-            for kept, function in zip(samples, (ours, peer), strict=True):
-                seconds = self.batch(function) if len(kept) < batches else None
-                if seconds is not None:
-                    kept.append(seconds)
-            if min(map(len, samples)) >= batches:
-                break
-        if not all(samples):
-            raise SystemExit("other processes use the cores all the time; run this on a quiet machine")
-        return statistics.median(samples[0]), statistics.median(samples[1])
-
-
-def quantizing(size: int) -> list[Case]:
-    weight = torch.randn(size, size) * 0.02
+def quantizing(shape: tuple[int, int]) -> list[Case]:
+    weight = torch.randn(shape) * 0.02
     codebook = formats["nf4"].codebook("cpu")
 
     def nested(x: torch.Tensor) -> None:
@@ -116,7 +74,6 @@ def quantizing(size: int) -> list[Case]:
                 "quantize_4bit",
                 lambda x=x: theirs.quantize_4bit(x, blocksize=BLOCKSIZE, quant_type="nf4"),
                 traffic,
-                goal=10.0,
             )
         )
     cases.append(
@@ -125,7 +82,6 @@ def quantizing(size: int) -> list[Case]:
             lambda: nested(weight),
             "quantize_4bit",
             lambda: theirs.quantize_4bit(weight, blocksize=BLOCKSIZE, quant_type="nf4", compress_statistics=True),
-            goal=10.0,
         )
     )
     return cases
@@ -144,16 +100,16 @@ class Stored:
     state: theirs.QuantState
 
     @classmethod
-    def random(cls, size: int) -> "Stored":
+    def random(cls, shape: tuple[int, int]) -> "Stored":
         codebook = formats["nf4"].codebook("cpu")
-        weight = torch.randn(size, size) * 0.02
+        weight = torch.randn(shape) * 0.02
         packed, scales = ops.quantize_blockwise(weight, codebook, BLOCKSIZE)
         codes, nested_scales, offset = ops.double_quantize(scales)
         _, state = theirs.quantize_4bit(
             weight.bfloat16(), blocksize=BLOCKSIZE, quant_type="nf4", compress_statistics=True
         )
         nested = ops.Nested(nested_scales, offset, dynamic_map())
-        return cls(packed, scales, codes, nested, codebook, (size, size), state)
+        return cls(packed, scales, codes, nested, codebook, shape, state)
 
     def dequantize(self, out: torch.Tensor, nested: bool) -> None:
         scales = self.codes if nested else self.scales
@@ -188,7 +144,6 @@ def dequantizing(stored: Stored) -> list[Case]:
                 "its C kernel, plain scales",
                 lambda out=out: stored.their_kernel(out),
                 stored.packed.numel() + scale_bytes + out.numel() * out.element_size(),
-                goal=1.0,
             )
         )
     out = torch.empty(stored.shape, dtype=torch.bfloat16)
@@ -208,7 +163,7 @@ def linear(stored: Stored) -> list[Case]:
     stored.dequantize(dense, nested=True)
     packed = stored.packed.view(-1, 1)
     cases = []
-    for rows in (16, 1024):
+    for rows in (1, 4, 16, 1024):
         x = torch.randn(rows, stored.shape[1]).bfloat16()
 
         def ours(x: torch.Tensor = x) -> torch.Tensor:
@@ -217,33 +172,35 @@ def linear(stored: Stored) -> list[Case]:
             )
 
         name = f"linear forward bfloat16, {rows} rows"
-        cases.append(Case(name, ours, "dense layer", lambda x=x: F.linear(x, dense)))
-        cases.append(Case(name, ours, "matmul_4bit", lambda x=x: bitsandbytes.matmul_4bit(x, packed.t(), stored.state)))
+        # with more rows arithmetic is what bounds it
+        traffic = stored.packed.numel() + stored.codes.numel() if rows <= 16 else None
+        cases.append(Case(name, ours, "dense layer", lambda x=x: F.linear(x, dense), traffic))
+        theirs_too = lambda x=x: bitsandbytes.matmul_4bit(x, packed.t(), stored.state)  # noqa: E731
+        cases.append(Case(name, ours, "matmul_4bit", theirs_too, traffic))
     return cases
 
 
-def copy_bandwidth(clock: Clock, batches: int) -> float:
+def copy_bandwidth(batches: int, guarded: bool) -> float:
     """GB/s of copying 256 MB into a buffer that is reused, reads and writes counted."""
     source = torch.ones(1 << 26)
     target = torch.empty_like(source)
-    seconds, _ = clock.pair(lambda: target.copy_(source), lambda: target.copy_(source), batches)
-    return 2 * source.numel() * 4 / seconds / 1e9
+    found = alternate({"copy": lambda: target.copy_(source)}, batches, guarded)
+    return 2 * source.numel() * 4 / found["copy"].median / 1e9
 
 
-def measure(case: Case, copy_gb_per_s: float, batches: int, guarded: bool) -> Row:
-    clock = Clock(guarded)
-    ours, peer = clock.pair(case.ours, case.theirs, batches)
+def measure(case: Case, shape: str, copy_gb_per_s: float, batches: int, guarded: bool) -> Row:
+    found = alternate({"ours": case.ours, "peer": case.theirs}, batches, guarded)
+    ours, peer = found["ours"].median, found["peer"].median
     rate = None if case.bytes is None else case.bytes / ours / 1e9
     share = None if rate is None else rate / copy_gb_per_s
-    counts = (clock.accepted, clock.rejected)
-    return Row(case.name, case.peer, ours * 1e3, peer * 1e3, peer / ours, rate, share, case.goal, *counts)
+    counts = [sum(number) for number in zip(*((len(one.times), one.rejected) for one in found.values()), strict=True)]
+    return Row(case.name, shape, case.peer, ours * 1e3, peer * 1e3, peer / ours, rate, share, *counts)
 
 
 def line(row: Row) -> str:
     rate = "" if row.gb_per_s is None else f"{row.gb_per_s:6.1f} {row.share_of_copy:6.0%}"
-    goal = "" if row.goal is None else f">= {row.goal:g}: {'reached' if row.ratio >= row.goal else 'MISSED'}"
     times = f"{row.ours_ms:9.3f} {row.peer_ms:10.3f} {row.ratio:8.2f}"
-    return f"{row.name:<42} {row.peer:<27} {times} {rate:>13}  {goal:<16} {row.rejected_batches:>3}"
+    return f"{row.shape:<10} {row.name:<42} {row.peer:<27} {times} {rate:>13} {row.rejected_batches:>8}"
 
 
 def about_machine() -> dict[str, object]:
@@ -253,24 +210,26 @@ def about_machine() -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=4096, help="rows and columns of the matrix")
+    parser.add_argument("--shapes", nargs="*", default=SHAPES, help="of the matrix, ROWSxCOLUMNS")
     parser.add_argument("--batches", type=int, default=9, help="accepted batches of each")
     parser.add_argument("--accept-noise", action="store_true", help="reject nothing: for development, not for figures")
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
 
-    guarded = Path("/proc/stat").exists() and not arguments.accept_noise
-    clock = Clock(guarded)
-    copy_gb_per_s = copy_bandwidth(clock, arguments.batches)
-    about = {**about_machine(), "size": arguments.size, "guarded": guarded, "copy_gb_per_s": copy_gb_per_s}
+    guarded = can_reject() and not arguments.accept_noise
+    copy_gb_per_s = copy_bandwidth(arguments.batches, guarded)
+    about = {**about_machine(), "guarded": guarded, "copy_gb_per_s": copy_gb_per_s}
     for key, value in about.items():
         print(f"{key}: {value}")
-    print(f"\n{'ours':<42} {'beside':<27} {'ours ms':>9} {'theirs ms':>10} {'ratio':>8} {'GB/s  of copy':>13}  goal")
-    stored = Stored.random(arguments.size)
+    heads = f"{'ours ms':>9} {'theirs ms':>10} {'ratio':>8} {'GB/s  of copy':>13} {'rejected':>8}"
+    print(f"\n{'shape':<10} {'ours':<42} {'beside':<27} {heads}")
     rows = []
-    for case in [*quantizing(arguments.size), *dequantizing(stored), *linear(stored)]:
-        rows.append(measure(case, copy_gb_per_s, arguments.batches, guarded))
-        print(line(rows[-1]), flush=True)
+    for text in arguments.shapes:
+        height, width = map(int, text.split("x"))
+        stored = Stored.random((height, width))
+        for case in [*quantizing((height, width)), *dequantizing(stored), *linear(stored)]:
+            rows.append(measure(case, text, copy_gb_per_s, arguments.batches, guarded))
+            print(line(rows[-1]), flush=True)
     arguments.out.parent.mkdir(exist_ok=True)
     write_text(arguments.out, json.dumps({**about, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
 

@@ -21,7 +21,7 @@ import adapted_models
 import torch
 from contest import KEEP_FREED, Contest, Contestant, Turn, command_line, work
 from limits import limits, matmul_limit
-from make_checkpoint import Shape, make_checkpoint
+from make_checkpoint import SHAPES, Shape, make_checkpoint
 from quiet import machine
 from results import peers, save, table
 
@@ -40,9 +40,9 @@ class Size:
 
 
 SIZES = {
-    "134m": Size(Shape(12, 768, 2048, 12, 12, 32000), 4, 256, 99),
-    "1b": Size(Shape(), 1, 512, 3),
-    "7b": Size(Shape(32, 4096, 11008, 32, 32, 32000), 1, 512, 1, (CHECKPOINTED,)),
+    "134m": Size(SHAPES["134m"], 4, 256, 99),
+    "1b": Size(SHAPES["1b"], 1, 512, 3),
+    "7b": Size(SHAPES["7b"], 1, 512, 1, (CHECKPOINTED,)),
 }
 
 
@@ -124,7 +124,7 @@ def main() -> None:
         about = {**machine(), **peers(), "shape": name, "batch": [size.rows, size.length], "limits": found}
         about["guarded"] = not chosen.accept_noise
         columns = {"tokens/s": "tokens_per_second", "of limit": "share_of_limit"}
-        save(f"step_{name}", about, rows)
+        save(f"step_{name}", about, rows, chosen.results)
         print(table(f"training step, {name}, {size.rows} x {size.length}", about, rows, columns), flush=True)
 
 

@@ -5,13 +5,13 @@ Inside a process, load(folder) gives a function that takes a request (what JSON 
 A turn during which other processes used the cores is taken again. A contestant whose first turn lasts over a minute is
 timed once, cold; one whose turn exceeds --most-seconds is ended, and its row holds that bound. Where not all fit into
 memory together, they run in heats, and the first contestant runs in each; ratios are to it within the same heat.
+A contest that is fresh takes a new process for every turn, so that only one of them holds memory at a time.
 """
 
 import argparse
 import json
 import os
 import select
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,6 +24,7 @@ from typing import Any
 from live_tensors import LiveTensors
 from quiet import Watch
 from resident import Resident
+from results import FOLDER, spread
 
 Turn = Callable[[Any], dict[str, Any]]
 SLOW_SECONDS = 60.0
@@ -53,6 +54,7 @@ def command_line(doc: str, rounds: int) -> argparse.ArgumentParser:
     parser.add_argument("--most-seconds", type=float, default=240.0, help="of one turn; a longer one is ended")
     parser.add_argument("--accept-noise", action="store_true", help="reject no turn: for development")
     parser.add_argument("--folder", type=Path, help="what the contestants load, where it is made already")
+    parser.add_argument("--results", type=Path, default=FOLDER, help="folder that the result is written into")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     return parser
 
@@ -80,20 +82,30 @@ def work(contestant: Contestant, folder: Path) -> None:
 class Worker:
     """A contestant's process, seen from outside."""
 
-    def __init__(self, script: str, name: str, contestant: Contestant, folder: Path) -> None:
-        command = [sys.executable, script, "--worker", name, "--folder", str(folder)]
-        environment = os.environ | contestant.environment
-        pipe = subprocess.PIPE
-        # what libraries say; told where the process fails, and open as long as it lives
-        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self.log, text=True, env=environment)
-        self.resident = Resident(self.process.pid)
+    def __init__(self, script: str, name: str, contestant: Contestant, folder: Path, sample_seconds: float) -> None:
+        self.command = [sys.executable, script, "--worker", name, "--folder", str(folder)]
+        self.environment = os.environ | contestant.environment
+        self.sample_seconds = sample_seconds
         self.turns: list[dict[str, Any]] = []
         self.first: dict[str, Any] | None = None
         self.rejected = 0
         self.live: int | None = None
+        self.renew()
+
+    def renew(self) -> None:
+        """Load in a new process; what the one before took in its turns is kept."""
+        before = self.resident if self.turns or self.first else None
+        pipe = subprocess.PIPE
+        # what libraries say; told where the process fails, and open as long as it lives
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            self.command, stdin=pipe, stdout=pipe, stderr=self.log, text=True, env=self.environment
+        )
+        self.resident = Resident(self.process.pid)
         self.load_seconds = self._answer(None)["load_seconds"]
         self.load_peak = self.resident.restart()
+        if before is not None:
+            self.resident.include(before)
 
     def turn(self, request: Any, most_seconds: float | None = None, *, traced: bool = False) -> dict[str, Any]:
         """The answer to request. Raises Overrun, with the process gone, where none comes in time."""
@@ -104,7 +116,7 @@ class Worker:
     def _answer(self, most_seconds: float | None) -> dict[str, Any]:
         assert self.process.stdout is not None
         began = time.perf_counter()
-        while not select.select([self.process.stdout], [], [], 0.02)[0]:
+        while not select.select([self.process.stdout], [], [], self.sample_seconds)[0]:
             self.resident.sample()
             if most_seconds is not None and time.perf_counter() - began > most_seconds:
                 self.close()
@@ -117,13 +129,10 @@ class Worker:
         self.resident.sample()
         return json.loads(line)
 
-    def slow(self) -> bool:
-        """Whether its first turn shows that more of them take too long."""
-        return self.first is not None and self.first["seconds"] > SLOW_SECONDS
-
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
+        self.log.close()
 
 
 @dataclass(frozen=True)
@@ -138,6 +147,9 @@ class Contest:
     most_seconds: float
     guarded: bool
     at_once: int = 99
+    fresh: bool = False
+    slow_seconds: float = SLOW_SECONDS
+    sample_seconds: float = 0.02
 
     def race(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Rows of the table, in the order of names."""
@@ -151,16 +163,15 @@ class Contest:
 
     def _heat(self, names: Sequence[str]) -> list[dict[str, Any]]:
         workers = {name: self._started(name) for name in names}
-        racing = {name: worker for name, worker in workers.items() if worker.first and not worker.slow()}
+        racing = {name: worker for name, worker in workers.items() if worker.first and not self._slow(worker)}
         for attempt in range(1, ATTEMPTS * self.rounds + 1):
             waiting = {name: worker for name, worker in racing.items() if len(worker.turns) < self.rounds}
             if not waiting:
                 break
             for name, worker in waiting.items():
                 self._take(name, worker, attempt)
-        for worker in racing.values():
-            if worker.process.poll() is None:
-                worker.live = worker.turn(self.request(0), traced=True)["live"]
+        for worker in racing.values() if not self.fresh else ():
+            worker.live = worker.turn(self.request(0), traced=True)["live"]
             worker.close()
         rows = [{"name": name, **self._summary(worker)} for name, worker in workers.items()]
         for row in rows:
@@ -168,13 +179,13 @@ class Contest:
         return rows
 
     def _started(self, name: str) -> Worker:
-        """Loaded and warmed up; closed where it is too slow for more than that."""
-        worker = Worker(self.script, name, self.contestants[name], self.folder)
+        """Loaded and warmed up; closed where it is too slow for more than that, and in a fresh contest."""
+        worker = Worker(self.script, name, self.contestants[name], self.folder, self.sample_seconds)
         try:
             watch = Watch()
             worker.first = worker.turn(self.request(0), self.most_seconds)
             worker.first["disturbed"] = watch.disturbed(worker.first["cpu"])
-            if worker.slow():
+            if self.fresh or self._slow(worker):
                 worker.close()
             took = f"{worker.first['seconds']:.1f} s"
         except Overrun:
@@ -182,7 +193,13 @@ class Contest:
         print(f"{name}: loaded in {worker.load_seconds:.1f} s, first turn {took}", file=sys.stderr, flush=True)
         return worker
 
+    def _slow(self, worker: Worker) -> bool:
+        """Whether its first turn shows that more of them take too long."""
+        return worker.first is not None and worker.first["seconds"] > self.slow_seconds
+
     def _take(self, name: str, worker: Worker, number: int) -> None:
+        if self.fresh:
+            worker.renew()
         watch = Watch()
         answer = worker.turn(self.request(number))
         if self.guarded and watch.disturbed(answer["cpu"]):
@@ -190,6 +207,8 @@ class Contest:
             print(f"{name}: a turn of {answer['seconds']:.2f} s was disturbed", file=sys.stderr, flush=True)
         else:
             worker.turns.append(answer)
+        if self.fresh:
+            worker.close()
 
     def _summary(self, worker: Worker) -> dict[str, Any]:
         """seconds is a median, of a cold turn where that is the only one, or a bound where over is true."""
@@ -199,14 +218,10 @@ class Contest:
             times, note = [turn["seconds"] for turn in worker.turns], ""
         else:
             times, note = [worker.first["seconds"]], "cold, disturbed" if worker.first["disturbed"] else "cold"
-        quartiles = statistics.quantiles(times, method="inclusive") if len(times) > 1 else times * 3
         memory = {"load_peak": worker.load_peak, "peak": worker.resident.peak, "anonymous": worker.resident.anonymous}
         return {
-            "seconds": statistics.median(times),
+            **spread(times),
             "note": note,
-            "least": min(times),
-            "quartiles": [quartiles[0], quartiles[2]],
-            "most": max(times),
             "samples": len(worker.turns),
             "rejected": worker.rejected,
             "load_seconds": worker.load_seconds,

@@ -62,6 +62,9 @@ class Shape:
         yield "lm_head.weight", (self.vocabulary, self.hidden)
 
 
+SHAPES = {"134m": Shape(12, 768, 2048, 12, 12, 32000), "1b": Shape(), "7b": Shape(32, 4096, 11008, 32, 32, 32000)}
+
+
 def make_checkpoint(folder: Path, shape: Shape, shard_bytes: int = 500_000_000, seed: int = 0) -> None:
     """Write config.json, the shards and their index to folder."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -28,6 +28,12 @@ class Resident:
             self.anonymous = max(self.anonymous, now["RssAnon"])
             self.file = max(self.file, now["RssFile"])
 
+    def include(self, other: "Resident") -> None:
+        """Take the larger of both peaks."""
+        self.peak = max(self.peak, other.peak)
+        self.anonymous = max(self.anonymous, other.anonymous)
+        self.file = max(self.file, other.file)
+
     def restart(self) -> int:
         """Forget the peaks so far, the kernel's as well, and return the resident one."""
         self.sample()

@@ -1,6 +1,7 @@
 """Results of contests: written as JSON with what they were made on, and printed as one table."""
 
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -17,15 +18,23 @@ def peers() -> dict[str, str]:
     return {name: version(name) for name in ("lorasmith", "peft", "bitsandbytes", "transformers", "accelerate")}
 
 
-def save(name: str, about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write results/NAME.json."""
-    FOLDER.mkdir(exist_ok=True)
-    write_text(FOLDER / f"{name}.json", json.dumps({**about, "rows": list(rows)}, indent=1) + "\n")
+def spread(times: Sequence[float]) -> dict[str, Any]:
+    """Median, least, quartiles and most of seconds."""
+    quartiles = statistics.quantiles(times, method="inclusive") if len(times) > 1 else [*times] * 3
+    middle = [quartiles[0], quartiles[2]]
+    return {"seconds": statistics.median(times), "least": min(times), "quartiles": middle, "most": max(times)}
+
+
+def save(name: str, about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], folder: Path = FOLDER) -> None:
+    """Write NAME.json into folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / f"{name}.json", json.dumps({**about, "rows": list(rows)}, indent=1) + "\n")
 
 
 def table(title: str, about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
     """A contest's rows; columns are its own, heading -> key. Ratios are to the first row in the same heat."""
-    memory = {"peak GiB": "peak", "anon": "anonymous", "file": "file", "loading": "load_peak", "live": "live"}
+    known = {"peak GiB": "peak", "anon": "anonymous", "file": "file", "loading": "load_peak", "live": "live"}
+    memory = {head: key for head, key in known.items() if key in rows[0]}
     heads = ["seconds", "least", "most", "n", "out", "x ours", *columns, *memory]
     rates = ", ".join(f"{name} {rate / 1e9:.1f} G/s" for name, rate in about.get("limits", {}).items())
     lines = [f"\n{title} ({rates})", " " * 46 + "".join(f"{head:>10}" for head in heads)]
@@ -33,7 +42,14 @@ def table(title: str, about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]
         over = ">" if row["note"] == "over" else ""
         cells = [f"{over}{row['seconds']:.3g}", *(f"{row[key]:.3g}" for key in ("least", "most"))]
         cells += [str(row["samples"]), str(row["rejected"]), f"{over}{row['ratio']:.2f}"]
-        cells += [f"{row[key]:.0%}" if "share" in key else f"{row[key]:.1f}" for key in columns.values()]
+        cells += [_cell(key, row.get(key)) for key in columns.values()]
         cells += ["" if row[key] is None else f"{row[key] / GIB:.2f}" for key in memory.values()]
         lines.append(f"{row['name']:<46}" + "".join(f"{cell:>10}" for cell in cells) + f"  {row['note']}")
     return "\n".join(lines)
+
+
+def _cell(key: str, value: float | None) -> str:
+    # a contestant that was ended has told nothing
+    if value is None:
+        return ""
+    return f"{value:.0%}" if "share" in key else f"{value:.1f}"
