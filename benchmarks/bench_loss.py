@@ -21,7 +21,7 @@ import torch
 from bench_step import SIZES
 from make_checkpoint import make_checkpoint
 from quiet import machine
-from real_text import LEARNING_RATES, random_windows, windows
+from real_text import random_windows, windows
 from results import peers, save
 from shared import SHARED, absence
 from torch import Tensor
@@ -34,22 +34,19 @@ TYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Case:
-    """A model and the type of its activations; random is a made checkpoint on random tokens."""
+    """A model, the type of its activations and the learning rate; random is a made checkpoint on random tokens."""
 
     model: str
     activations: str
+    rate: float
     random: bool = False
-
-    @property
-    def rate(self) -> float:
-        return adapted_models.RATE if self.random else LEARNING_RATES[self.model]
 
 
 CASES = {
-    "novels-8m/f32": Case("novels-8m", "f32"),
-    "tinystories-656k/f32": Case("tinystories-656k", "f32"),
-    "tinystories-656k/bf16": Case("tinystories-656k", "bf16"),
-    "134m/f32": Case("134m", "f32", random=True),
+    "novels-8m/f32": Case("novels-8m", "f32", 1e-3),
+    "tinystories-656k/f32": Case("tinystories-656k", "f32", 3e-3),
+    "tinystories-656k/bf16": Case("tinystories-656k", "bf16", 3e-3),
+    "134m/f32": Case("134m", "f32", 1e-3, random=True),
 }
 
 

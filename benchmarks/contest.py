@@ -2,9 +2,10 @@
 
 A benchmark keeps a table of name -> Contestant, calls `work` where its command line has --worker, and else `race`.
 Inside a process, load(folder) gives a function that takes a request (what JSON can hold) and returns its answer.
-A turn during which other processes used the cores is taken again. A contestant whose first turn lasts over a minute is
-timed once, cold; one whose turn exceeds --most-seconds is ended, and its row holds that bound. Where not all fit into
-memory together, they run in heats, and the first contestant runs in each; ratios are to it within the same heat.
+A turn during which other processes used the cores is taken again. A contestant whose first turn lasts over a minute (or
+the contest's slow_seconds) is timed once, cold; one whose turn exceeds --most-seconds is ended, and its row holds that
+bound. Where not all fit into memory together, they run in heats, and the first contestant runs in each; ratios are to
+it within the same heat.
 """
 
 import argparse
@@ -117,9 +118,9 @@ class Worker:
         self.resident.sample()
         return json.loads(line)
 
-    def slow(self) -> bool:
-        """Whether its first turn shows that more of them take too long."""
-        return self.first is not None and self.first["seconds"] > SLOW_SECONDS
+    def slow(self, seconds: float) -> bool:
+        """Whether its first turn took longer than seconds, so that more of them take too long."""
+        return self.first is not None and self.first["seconds"] > seconds
 
     def close(self) -> None:
         self.process.kill()
@@ -138,6 +139,7 @@ class Contest:
     most_seconds: float
     guarded: bool
     at_once: int = 99
+    slow_seconds: float = SLOW_SECONDS
 
     def race(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Rows of the table, in the order of names."""
@@ -151,7 +153,8 @@ class Contest:
 
     def _heat(self, names: Sequence[str]) -> list[dict[str, Any]]:
         workers = {name: self._started(name) for name in names}
-        racing = {name: worker for name, worker in workers.items() if worker.first and not worker.slow()}
+        fit = {name: worker for name, worker in workers.items() if worker.first}
+        racing = {name: worker for name, worker in fit.items() if not worker.slow(self.slow_seconds)}
         for attempt in range(1, ATTEMPTS * self.rounds + 1):
             waiting = {name: worker for name, worker in racing.items() if len(worker.turns) < self.rounds}
             if not waiting:
@@ -174,7 +177,7 @@ class Contest:
             watch = Watch()
             worker.first = worker.turn(self.request(0), self.most_seconds)
             worker.first["disturbed"] = watch.disturbed(worker.first["cpu"])
-            if worker.slow():
+            if worker.slow(self.slow_seconds):
                 worker.close()
             took = f"{worker.first['seconds']:.1f} s"
         except Overrun:

@@ -28,12 +28,18 @@ def table(title: str, about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]
     memory = {"peak GiB": "peak", "anon": "anonymous", "file": "file", "loading": "load_peak", "live": "live"}
     heads = ["seconds", "least", "most", "n", "out", "x ours", *columns, *memory]
     rates = ", ".join(f"{name} {rate / 1e9:.1f} G/s" for name, rate in about.get("limits", {}).items())
-    lines = [f"\n{title} ({rates})", " " * 46 + "".join(f"{head:>10}" for head in heads)]
+    lines = [f"\n{title} ({rates})", " " * 46 + "".join(f"{head:>11}" for head in heads)]
     for row in rows:
         over = ">" if row["note"] == "over" else ""
         cells = [f"{over}{row['seconds']:.3g}", *(f"{row[key]:.3g}" for key in ("least", "most"))]
         cells += [str(row["samples"]), str(row["rejected"]), f"{over}{row['ratio']:.2f}"]
-        cells += [f"{row[key]:.0%}" if "share" in key else f"{row[key]:.1f}" for key in columns.values()]
+        cells += [_cell(key, row[key]) for key in columns.values()]
         cells += ["" if row[key] is None else f"{row[key] / GIB:.2f}" for key in memory.values()]
-        lines.append(f"{row['name']:<46}" + "".join(f"{cell:>10}" for cell in cells) + f"  {row['note']}")
+        lines.append(f"{row['name']:<46}" + "".join(f"{cell:>11}" for cell in cells) + f"  {row['note']}")
     return "\n".join(lines)
+
+
+def _cell(key: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.0%}" if "share" in key else f"{value:.1f}"

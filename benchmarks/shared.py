@@ -9,9 +9,9 @@ SHARED = Path(os.environ.get("LORASMITH_SHARED", Path(__file__).resolve().parent
 
 def absence() -> str | None:
     """Why real models and texts cannot be used, or None where they can."""
-    return (
-        None if SHARED.is_dir() else f"{SHARED} does not exist; set LORASMITH_SHARED to the folder of models and texts"
-    )
+    if SHARED.is_dir():
+        return None
+    return f"{SHARED} does not exist; set LORASMITH_SHARED to the folder of models and texts"
 
 
 def require_shared(parser: argparse.ArgumentParser) -> None:
