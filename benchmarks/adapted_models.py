@@ -8,20 +8,30 @@ import torch
 from torch import nn
 
 RANK, ALPHA, RATE = 8, 16, 2e-4
+BETAS, EPS, DECAY, CLIP = (0.9, 0.999), 1e-8, 0.0, 1.0
 CONFIG = {"r": RANK, "lora_alpha": ALPHA, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
 
 def ours(
-    folder: Path, *, quantized: bool = True, checkpointing: bool = False, adapter: Path | None = None
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    *,
+    quantized: bool = True,
+    checkpointing: bool = False,
+    adapter: Path | None = None,
 ) -> nn.Module:
-    """Ours, ready to train on packed rows; its LoRA is read from adapter where that is given."""
+    """Ours, ready to train on packed rows.
+
+    dtype is that of what stays dense, None the checkpoint's; the LoRA is read from adapter where that is given.
+    """
     import lorasmith
     from lorasmith.models.activation_checkpointing import checkpoint_activations_
     from lorasmith.models.fused_block import fuse_blocks_
     from lorasmith.models.packed_attention import enable_packing
     from lorasmith.ops.allocation import keep_freed_blocks
 
-    base = lorasmith.load(folder, scheme=lorasmith.Scheme("nf4") if quantized else None, device="cpu").model
+    scheme = lorasmith.Scheme("nf4") if quantized else None
+    base = lorasmith.load(folder, scheme=scheme, dtype=dtype or "auto", device="cpu").model
     if adapter is None:
         model = lorasmith.get_peft_model(base, lorasmith.LoraConfig(**CONFIG))
     else:
@@ -37,14 +47,17 @@ def ours(
 
 
 def our_step(model: nn.Module, dtype: torch.dtype | None = torch.bfloat16) -> Callable[..., Any]:
-    """The training step of lorasmith's own loop; dtype is that of activations, None the weights' own."""
+    """The training step of lorasmith's own loop, called with the number of the step, its batches and learning rate.
+
+    dtype is that of activations, None the weights' own.
+    """
     from lorasmith.training import TrainingSettings, loss_for
     from lorasmith.training.checkpoint import trainable_parameters
     from lorasmith.training.optimizers import build
     from lorasmith.training.step import TrainingStep
 
     parameters = trainable_parameters(model)
-    settings = TrainingSettings(learning_rate=RATE, max_steps=1)
+    settings = TrainingSettings(max_steps=1, betas=BETAS, eps=EPS, weight_decay=DECAY, clip=CLIP)
     return TrainingStep(parameters, build(parameters, settings), loss_for(model, "causal"), settings.clip, dtype)
 
 
@@ -87,19 +100,28 @@ def pefts(
     return model.train()
 
 
-def peft_step(model: nn.Module, dtype: torch.dtype) -> Callable[[torch.Tensor], float]:
+def write_adapter(folder: Path, into: Path, seed: int) -> None:
+    """A LoRA on the checkpoint in folder as PEFT starts it, A random and B zero, so that both can start from it."""
+    import peft
+
+    base = peers_base(folder, torch.float32, quantized=False)
+    torch.manual_seed(seed)
+    peft.get_peft_model(base, peft.LoraConfig(**CONFIG)).save_pretrained(into)
+
+
+def peft_step(model: nn.Module, dtype: torch.dtype, rate: float = RATE) -> Callable[[torch.Tensor], float]:
     """A plain PyTorch step on rows of tokens [B, T], all supervised; returns the loss."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(trained, lr=rate, betas=BETAS, eps=EPS, weight_decay=DECAY)
 
     def step(tokens_BT: torch.Tensor) -> float:
         with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
             loss = model(input_ids=tokens_BT, labels=tokens_BT, use_cache=False).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, CLIP)
         optimizer.step()
         optimizer.zero_grad()
-        return float(loss)
+        return loss.item()
 
     return step
 

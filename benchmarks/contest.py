@@ -2,9 +2,10 @@
 
 A benchmark keeps a table of name -> Contestant, calls `work` where its command line has --worker, and else `race`.
 Inside a process, load(folder) gives a function that takes a request (what JSON can hold) and returns its answer.
-A turn during which other processes used the cores is taken again. A contestant whose first turn lasts over a minute is
-timed once, cold; one whose turn exceeds --most-seconds is ended, and its row holds that bound. Where not all fit into
-memory together, they run in heats, and the first contestant runs in each; ratios are to it within the same heat.
+A turn during which other processes used the cores is taken again. A contestant whose first turn lasts over a minute (or
+the contest's slow_seconds) is timed once, cold; one whose turn exceeds --most-seconds is ended, and its row holds that
+bound. Where not all fit into memory together, they run in heats, and the first contestant runs in each; ratios are to
+it within the same heat.
 A contest that is fresh takes a new process for every turn, so that only one of them holds memory at a time.
 """
 

@@ -13,7 +13,6 @@ results/real_classifier.json, run by run, and goes on from there; --only runs a 
 import argparse
 import itertools
 import json
-import os
 import statistics
 import tempfile
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 
 import torch
 import transformers
+from shared import SHARED, require_shared
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers import BertModel
@@ -34,7 +34,6 @@ from lorasmith.methods import AdapterConfig
 from lorasmith.methods.full import FullConfig
 from lorasmith.methods.lora import LoraConfig
 
-SHARED = Path(os.environ.get("LORASMITH_SHARED", Path(__file__).resolve().parents[2] / "shared" / "data"))
 RESULTS = Path(__file__).with_name("results") / "real_classifier.json"
 LENGTH, BATCH = 256, 16
 LORA, HEAD = "LoRA on query and value, and the head", "the head alone"
@@ -115,8 +114,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="contestants and seeds whose 'name, seed N' holds this text")
     parser.add_argument("--fresh", action="store_true", help="measure again what the results file holds already")
     chosen = parser.parse_args()
-    if not SHARED.is_dir():
-        parser.exit(2, f"error: {SHARED} does not exist; set LORASMITH_SHARED to the folder of models and texts\n")
+    require_shared(parser)
     if chosen.fresh:
         RESULTS.unlink(missing_ok=True)
     for seed, name in itertools.product(range(chosen.seeds), CONFIGS):

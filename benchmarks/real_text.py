@@ -13,7 +13,6 @@ on from there.
 import argparse
 import itertools
 import json
-import os
 import statistics
 import tempfile
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from typing import Any
 
 import peft
 import torch
+from shared import SHARED, require_shared
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -31,7 +31,6 @@ from lorasmith.data.batch import Batch
 from lorasmith.models.packed_attention import enable_packing
 from lorasmith.training import RunFolder, TrainingSettings, loss_for, run
 
-SHARED = Path(os.environ.get("LORASMITH_SHARED", Path(__file__).resolve().parents[2] / "shared" / "data"))
 RESULTS = Path(__file__).with_name("results") / "real_text.json"
 LEARNING_RATES = {"tinystories-656k": 3e-3, "stories260k": 3e-3, "novels-8m": 1e-3}
 STEPS, BATCH, LENGTH, WARMUP = 200, 16, 128, 10
@@ -158,8 +157,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--fresh", action="store_true", help="measure again what the results file holds already")
     chosen = parser.parse_args()
-    if not SHARED.is_dir():
-        parser.exit(2, f"error: {SHARED} does not exist; set LORASMITH_SHARED to the folder of models and texts\n")
+    require_shared(parser)
     rows: list[dict[str, Any]] = []
     if RESULTS.is_file() and not chosen.fresh:
         rows = json.loads(RESULTS.read_text())["rows"]

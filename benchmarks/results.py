@@ -37,14 +37,14 @@ def table(title: str, about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]
     memory = {head: key for head, key in known.items() if key in rows[0]}
     heads = ["seconds", "least", "most", "n", "out", "x ours", *columns, *memory]
     rates = ", ".join(f"{name} {rate / 1e9:.1f} G/s" for name, rate in about.get("limits", {}).items())
-    lines = [f"\n{title} ({rates})", " " * 46 + "".join(f"{head:>10}" for head in heads)]
+    lines = [f"\n{title} ({rates})", " " * 46 + "".join(f"{head:>11}" for head in heads)]
     for row in rows:
         over = ">" if row["note"] == "over" else ""
         cells = [f"{over}{row['seconds']:.3g}", *(f"{row[key]:.3g}" for key in ("least", "most"))]
         cells += [str(row["samples"]), str(row["rejected"]), f"{over}{row['ratio']:.2f}"]
         cells += [_cell(key, row.get(key)) for key in columns.values()]
         cells += ["" if row[key] is None else f"{row[key] / GIB:.2f}" for key in memory.values()]
-        lines.append(f"{row['name']:<46}" + "".join(f"{cell:>10}" for cell in cells) + f"  {row['note']}")
+        lines.append(f"{row['name']:<46}" + "".join(f"{cell:>11}" for cell in cells) + f"  {row['note']}")
     return "\n".join(lines)
 
 
