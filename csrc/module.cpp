@@ -152,30 +152,41 @@ void dequantize_4bit(Array<const uint8_t> packed, AnyArray scales, Array<const f
                [&](int64_t first, int64_t last) { kernel(d, first, last); });
 }
 
-// y [rows, out_features] = x [rows, in_features] W^T, all flat.
-void multiply_4bit(Array<const uint8_t> packed, AnyArray scales, Array<const float> codebook, int64_t blocksize,
-                   MaybeFloats nested_scales, MaybeFloats nested_offset, MaybeFloats nested_codebook,
-                   int64_t nested_blocksize, AnyArray x, Array<float> y, int64_t in_features, int threads,
-                   const std::string& level) {
+// A product of x [rows, in_features] that gives y [rows, out_features], both flat; what is stored and y are the
+// caller's.
+Skinny skinny_of(const AnyArray& x, int64_t results, int64_t in_features) {
     if (in_features < 32 || in_features % 32 != 0) throw std::invalid_argument("in_features is not a multiple of 32");
     Skinny s{};
     s.rows = x.size() / in_features;
     s.in_features = in_features;
     if (s.rows < 1 || s.rows > kMostSkinnyRows) throw std::invalid_argument("x has no row, or too many");
-    s.out_features = y.size() / s.rows;
+    s.out_features = results / s.rows;
     check_size(x, s.rows * in_features, "x");
+    return s;
+}
+
+void multiply(Skinny s, const AnyArray& x, int threads, const SkinnyKernels& kernels) {
+    const auto arrange = of_type(x, kernels.arrange_f32, kernels.arrange_bf16);
+    std::vector<float> arranged(size_t(s.rows * s.in_features));
+    arrange(s, x.data(), arranged.data());
+    s.x = arranged.data();
+    for_ranges(s.out_features, kElementsPerThread / s.in_features, threads,
+               [&](int64_t first, int64_t last) { kernels.multiply(s, first, last); });
+}
+
+// y [rows, out_features] = x [rows, in_features] W^T, all flat.
+void multiply_4bit(Array<const uint8_t> packed, AnyArray scales, Array<const float> codebook, int64_t blocksize,
+                   MaybeFloats nested_scales, MaybeFloats nested_offset, MaybeFloats nested_codebook,
+                   int64_t nested_blocksize, AnyArray x, Array<float> y, int64_t in_features, int threads,
+                   const std::string& level) {
+    Skinny s = skinny_of(x, y.size(), in_features);
     check_size(y, s.rows * s.out_features, "y");
     s.stored = stored_4bit(packed, scales, codebook, blocksize, nested_scales, nested_offset, nested_codebook,
                            nested_blocksize, s.out_features * in_features);
     s.y = y.data();
     const SkinnyKernels kernels = skinny_at(level);
-    const auto arrange = of_type(x, kernels.arrange_f32, kernels.arrange_bf16);
     const nb::gil_scoped_release released;
-    std::vector<float> arranged(size_t(s.rows * in_features));
-    arrange(s, x.data(), arranged.data());
-    s.x = arranged.data();
-    for_ranges(s.out_features, kElementsPerThread / in_features, threads,
-               [&](int64_t first, int64_t last) { kernels.multiply(s, first, last); });
+    multiply(s, x, threads, kernels);
 }
 
 // Rows below which a second thread costs more than it saves.
@@ -229,6 +240,34 @@ void low_rank_add(AnyArray y, Array<const float> h, Array<const float> b, AnyOut
     const float* factor = transposed ? turned.data() : b.data();
     const AddUpdate u{y.data(), h.data(), factor, out.data(), features, rank};
     over_rows(kernel, u, rows, features, threads);
+}
+
+// out [rows, O] = x [rows, I] W^T + bias [O] + scale x a [R, I]^T b [O, R]^T, all flat; out f32 or bf16.
+void adapted_4bit(Array<const uint8_t> packed, AnyArray scales, Array<const float> codebook, int64_t blocksize,
+                  MaybeFloats nested_scales, MaybeFloats nested_offset, MaybeFloats nested_codebook,
+                  int64_t nested_blocksize, AnyArray x, MaybeFloats bias, Array<const float> a, Array<const float> b,
+                  float scale, AnyOutput out, int64_t in_features, int threads, const std::string& level) {
+    Skinny s = skinny_of(x, out.size(), in_features);
+    check_size(out, s.rows * s.out_features, "out");
+    s.stored = stored_4bit(packed, scales, codebook, blocksize, nested_scales, nested_offset, nested_codebook,
+                           nested_blocksize, s.out_features * in_features);
+    const int64_t rank = a.size() / in_features;
+    check_size(a, rank * in_features, "a");
+    check_size(b, rank * s.out_features, "b");
+    if (bias) check_size(*bias, s.out_features, "bias");
+    const SkinnyKernels kernels = skinny_at(level);
+    const LowRankKernels thin = low_rank_at(level);
+    const auto project = of_type(x, thin.project_f32, thin.project_bf16);
+    const auto add = of_type(out, thin.add_f32_f32, thin.add_f32_bf16);
+    const nb::gil_scoped_release released;
+    std::vector<float> y(size_t(s.rows * s.out_features)), h(size_t(s.rows * rank));
+    s.y = y.data();
+    multiply(s, x, threads, kernels);
+    for (int64_t i = 0; bias && i < int64_t(y.size()); ++i) y[size_t(i)] += bias->data()[i % s.out_features];
+    // a few rows, which one thread does sooner than it wakes another
+    project({x.data(), a.data(), h.data(), in_features, rank, scale}, 0, s.rows);
+    const std::vector<float> turned = transpose(b.data(), s.out_features, rank);
+    add({y.data(), h.data(), turned.data(), out.data(), s.out_features, rank}, 0, s.rows);
 }
 
 // out [R, F] = h [N, R]^T x [N, F], all flat.
@@ -410,6 +449,11 @@ NB_MODULE(_native, m) {
           "codebook"_a.noconvert(), "blocksize"_a, "nested_scales"_a.noconvert().none(),
           "nested_offset"_a.noconvert().none(), "nested_codebook"_a.noconvert().none(), "nested_blocksize"_a,
           "x"_a.noconvert(), "y"_a.noconvert(), "in_features"_a, "threads"_a, "level"_a);
+    m.def("adapted_4bit", &lorasmith::adapted_4bit, "packed"_a.noconvert(), "scales"_a.noconvert(),
+          "codebook"_a.noconvert(), "blocksize"_a, "nested_scales"_a.noconvert().none(),
+          "nested_offset"_a.noconvert().none(), "nested_codebook"_a.noconvert().none(), "nested_blocksize"_a,
+          "x"_a.noconvert(), "bias"_a.noconvert().none(), "a"_a.noconvert(), "b"_a.noconvert(), "scale"_a,
+          "out"_a.noconvert(), "in_features"_a, "threads"_a, "level"_a);
     m.def("low_rank_project", &lorasmith::low_rank_project, "x"_a.noconvert(), "a"_a.noconvert(), "scale"_a,
           "h"_a.noconvert(), "rank"_a, "threads"_a, "level"_a);
     m.def("low_rank_add", &lorasmith::low_rank_add, "y"_a.noconvert(), "h"_a.noconvert(), "b"_a.noconvert(),

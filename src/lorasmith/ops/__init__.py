@@ -1,5 +1,7 @@
 """The operations: one folder each, schema (the contract), reference (the specification), kernels for devices."""
 
+import lorasmith.ops.adapted_blockwise.cpu
+import lorasmith.ops.adapted_blockwise.reference
 import lorasmith.ops.blockwise.cpu
 import lorasmith.ops.blockwise.reference
 import lorasmith.ops.blockwise_linear.cpu

@@ -60,6 +60,27 @@ def multiply_4bit(
 ) -> None:
     """Fill y float32 [rows, out_features] with x [rows, in_features], float32 or bfloat16, times the stored weight transposed."""
 
+def adapted_4bit(
+    packed: Tensor,
+    scales: Tensor,
+    codebook: Tensor,
+    blocksize: int,
+    nested_scales: Tensor | None,
+    nested_offset: Tensor | None,
+    nested_codebook: Tensor | None,
+    nested_blocksize: int,
+    x: Tensor,
+    bias: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    scale: float,
+    out: Tensor,
+    in_features: int,
+    threads: int,
+    level: str,
+) -> None:
+    """Fill out as multiply_4bit fills y, in float32 or bfloat16, with bias and scale times x a^T b^T added."""
+
 def low_rank_project(x: Tensor, a: Tensor, scale: float, h: Tensor, rank: int, threads: int, level: str) -> None:
     """Fill h float32 [N, rank] with scale times x [N, F], float32 or bfloat16, times a float32 [rank, F] transposed."""
 

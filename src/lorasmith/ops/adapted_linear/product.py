@@ -23,6 +23,9 @@ class Product(Protocol):
     def backward(self, grad: Tensor) -> Tensor:
         """grad W of grad [N, O], a new tensor [N, I]."""
 
+    def adapted(self, x: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor | None:
+        """x W^T + bias + scaling x A^T B^T of x [..., I] in x's type, where one operation does it without gradients."""
+
 
 @runtime_checkable
 class Multiplier(Protocol):
@@ -53,6 +56,9 @@ class DenseProduct:
         with borrowed(tuple(self.weight.shape), grad.dtype, grad.device) as weight_OI:
             return grad @ weight_OI.copy_(self.weight)
 
+    def adapted(self, x: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor | None:
+        return None
+
 
 @dataclass(frozen=True)
 class BlockwiseProduct:
@@ -65,6 +71,9 @@ class BlockwiseProduct:
 
     def backward(self, grad: Tensor) -> Tensor:
         return torch.ops.lorasmith.blockwise_linear_backward.default(grad, *self.stored)
+
+    def adapted(self, x: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor | None:
+        return torch.ops.lorasmith.adapted_blockwise_linear.default(x, bias, a, b, scaling, *self.stored)
 
 
 @dataclass(frozen=True)
@@ -80,3 +89,6 @@ class RowwiseProduct:
 
     def backward(self, grad: Tensor) -> Tensor:
         return torch.ops.lorasmith.rowwise_linear_backward.default(grad, self.codes, self.absmax)
+
+    def adapted(self, x: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor | None:
+        return None
