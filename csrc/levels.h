@@ -8,6 +8,7 @@
 #include "blockwise.h"
 #include "int8.h"
 #include "low_rank.h"
+#include "narrow.h"
 #include "norm_gate.h"
 #include "skinny.h"
 
@@ -58,6 +59,13 @@ inline NormGateKernels norm_gate_at(const std::string& level) {
     if (level != "portable") return avx2_norm_gate();
 #endif
     return portable_norm_gate();
+}
+
+inline auto multiply_narrow_at(const std::string& level) {
+#ifdef LORASMITH_X86
+    if (level != "portable") return multiply_narrow_avx2;
+#endif
+    return multiply_narrow_portable;
 }
 
 inline MultiplyInt8 multiply_int8_at(const std::string& level) {

@@ -404,6 +404,22 @@ void gated_activation_backward(ReadRows grad, ReadRows gate, ReadRows up, Rows g
     over_rows(kernel, g, int64_t(gate.shape(0)), g.columns, threads);
 }
 
+// y [rows, out_features] = x [rows, in_features] weight [out_features, in_features]^T, all flat; weight is bf16.
+void multiply_narrow(Array<const float> x, AnyArray weight, Array<float> y, int64_t in_features, int threads,
+                     const std::string& level) {
+    if (in_features < 1) throw std::invalid_argument("in_features is not positive");
+    if (!is_bfloat(weight)) throw std::invalid_argument("weight is not bfloat16");
+    const int64_t rows = x.size() / in_features, out_features = weight.size() / in_features;
+    check_size(x, rows * in_features, "x");
+    check_size(weight, out_features * in_features, "weight");
+    check_size(y, rows * out_features, "y");
+    const Narrow p{x.data(), static_cast<const bf16*>(weight.data()), y.data(), rows, out_features, in_features};
+    const auto multiply = multiply_narrow_at(level);
+    const nb::gil_scoped_release released;
+    for_ranges(out_features, ceil_div(kElementsPerThread, in_features), threads,
+               [&](int64_t first, int64_t last) { multiply(p, first, last); });
+}
+
 // y [rows, columns] = a [rows, in_features] b [columns, in_features]^T, all flat.
 void multiply_int8(Array<const int8_t> a, Array<const int8_t> b, Array<int32_t> y, int64_t in_features, int threads,
                    const std::string& level) {
@@ -470,6 +486,8 @@ NB_MODULE(_native, m) {
     m.def("gated_activation_backward", &lorasmith::gated_activation_backward, "grad"_a.noconvert(),
           "gate"_a.noconvert(), "up"_a.noconvert(), "grad_gate"_a.noconvert(), "grad_up"_a.noconvert(), "function"_a,
           "threads"_a, "level"_a);
+    m.def("multiply_narrow", &lorasmith::multiply_narrow, "x"_a.noconvert(), "weight"_a.noconvert(), "y"_a.noconvert(),
+          "in_features"_a, "threads"_a, "level"_a);
     m.def("multiply_int8", &lorasmith::multiply_int8, "a"_a.noconvert(), "b"_a.noconvert(), "y"_a.noconvert(),
           "in_features"_a, "threads"_a, "level"_a);
     m.attr("most_skinny_rows") = lorasmith::kMostSkinnyRows;

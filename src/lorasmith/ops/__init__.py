@@ -10,6 +10,8 @@ import lorasmith.ops.gated_activation.cpu
 import lorasmith.ops.gated_activation.reference
 import lorasmith.ops.low_rank.cpu
 import lorasmith.ops.low_rank.reference
+import lorasmith.ops.narrow_linear.cpu
+import lorasmith.ops.narrow_linear.reference
 import lorasmith.ops.rms_norm.cpu
 import lorasmith.ops.rms_norm.reference
 import lorasmith.ops.rowwise.cpu
@@ -20,6 +22,7 @@ from lorasmith.ops.blockwise.schema import Nested, dequantize_blockwise, double_
 from lorasmith.ops.blockwise_linear.schema import blockwise_linear
 from lorasmith.ops.cross_entropy import head_cross_entropy, linear_cross_entropy
 from lorasmith.ops.gated_activation.schema import Activation, gated_activation, gated_activation_packed
+from lorasmith.ops.narrow_linear.schema import narrow_linear
 from lorasmith.ops.rms_norm.schema import rms_norm
 from lorasmith.ops.rowwise.schema import dequantize_rowwise, quantize_rowwise, rowwise_linear
 from lorasmith.ops.status import KernelStatus, kernel_status
@@ -44,6 +47,7 @@ __all__ = [
     "head_cross_entropy",
     "kernel_status",
     "linear_cross_entropy",
+    "narrow_linear",
     "quantize_blockwise",
     "quantize_rowwise",
     "rms_norm",

@@ -26,7 +26,7 @@ def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def factor_dtype(wide: torch.dtype, device: torch.device) -> torch.dtype:
-    """The type of A and B beside products in wide: a CPU's kernels take f32 beside 16-bit values; elsewhere as the rest."""
+    """The type of A and B beside products in wide: a CPU's kernels take f32 beside 16-bit values; elsewhere wide."""
     return torch.promote_types(wide, torch.float32) if device.type == "cpu" else wide
 
 
