@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lorasmith.ops import narrow_linear
+from lorasmith.ops.narrow_linear.schema import narrow_linear
 from lorasmith.ops.precision import product_dtype
 
 
