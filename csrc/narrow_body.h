@@ -40,8 +40,30 @@ void multiply_tile(const Narrow& p, int64_t row, int64_t column) {
     }
 }
 
+// One row of x with one row of W: W is one stream then, which the processor fetches ahead better than a tile's four.
+template <class Isa>
+void multiply_row(const Narrow& p, int64_t column) {
+    constexpr int kSums = 4;
+    const bf16* weight = p.weight + column * p.in_features;
+    typename Isa::Vec sums[kSums];
+    for (auto& sum : sums) sum = Isa::set(0.0f);
+    int64_t i = 0;
+    for (; i + kSums * kLanes <= p.in_features; i += kSums * kLanes) {
+        for (int s = 0; s < kSums; ++s) {
+            sums[s] = Isa::fma(Isa::load(weight + i + s * kLanes), Isa::load(p.x + i + s * kLanes), sums[s]);
+        }
+    }
+    float total = (Isa::sum(sums[0]) + Isa::sum(sums[1])) + (Isa::sum(sums[2]) + Isa::sum(sums[3]));
+    for (; i < p.in_features; ++i) total += p.x[i] * widen(weight[i]);
+    p.y[column] = total;
+}
+
 template <class Isa>
 void multiply_narrow(const Narrow& p, int64_t first, int64_t last) {
+    if (p.rows == 1) {
+        for (int64_t column = first; column < last; ++column) multiply_row<Isa>(p, column);
+        return;
+    }
     for_tiles(p.rows, first, last, [&](auto r, auto c, int64_t row, int64_t column) {
         multiply_tile<Isa, r.value, c.value>(p, row, column);
     });
