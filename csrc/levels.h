@@ -8,6 +8,7 @@
 #include "blockwise.h"
 #include "int8.h"
 #include "low_rank.h"
+#include "narrow.h"
 #include "norm_gate.h"
 #include "skinny.h"
 #include "token_loss.h"
@@ -60,6 +61,10 @@ inline NormGateKernels norm_gate_at(const std::string& level) {
 
 inline TokenLossKernels token_loss_at(const std::string& level) {
     return LORASMITH_AVX2_OR(level, avx2_token_loss, portable_token_loss)();
+}
+
+inline auto multiply_narrow_at(const std::string& level) {
+    return LORASMITH_AVX2_OR(level, multiply_narrow_avx2, multiply_narrow_portable);
 }
 
 inline MultiplyInt8 multiply_int8_at(const std::string& level) {

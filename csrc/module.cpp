@@ -7,6 +7,7 @@
 
 #include <algorithm>
 
+#include "arrays.h"
 #include "levels.h"
 #include "parallel.h"
 
@@ -23,10 +24,10 @@ constexpr int64_t kElementsPerThread = 1 << 15;
 constexpr int64_t kStreamBytes = int64_t(32) << 20;
 
 template <class T>
-using Array = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using AnyArray = nb::ndarray<nb::ro, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Array = Flat<T>;
+using AnyArray = Flat<const void>;
+using AnyOutput = Flat<void>;
 using MaybeFloats = std::optional<Array<const float>>;
-using AnyOutput = nb::ndarray<nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 template <class A>
 bool is_float(const A& array, int bits) {
@@ -38,12 +39,20 @@ bool is_bfloat(const A& array) {
     return array.dtype() == nb::dlpack::dtype{uint8_t(nb::dlpack::dtype_code::Bfloat), 16, 1};
 }
 
+// The kernel for values in f32 or bf16.
+template <class A, class Kernel>
+Kernel of_type(const A& x, Kernel f32, Kernel bf16) {
+    if (is_float(x, 32)) return f32;
+    if (is_bfloat(x)) return bf16;
+    throw std::invalid_argument("values are neither float32 nor bfloat16");
+}
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <class A>
 void check_size(const A& array, int64_t size, const char* name) {
-    if (int64_t(array.shape(0)) == size) return;
-    throw std::invalid_argument(std::string(name) + " has " + std::to_string(array.shape(0)) + " elements, not " +
+    if (array.size() == size) return;
+    throw std::invalid_argument(std::string(name) + " has " + std::to_string(array.size()) + " elements, not " +
                                 std::to_string(size));
 }
 
@@ -53,7 +62,7 @@ void check_blocksize(int64_t blocksize) {
 
 void quantize_4bit(AnyArray x, Array<const float> midpoints, Array<const uint8_t> order, Array<uint8_t> packed,
                    Array<float> scales, int64_t blocksize, int threads, const std::string& level) {
-    const int64_t n = int64_t(x.shape(0));
+    const int64_t n = x.size();
     check_blocksize(blocksize);
     check_size(midpoints, 15, "midpoints");
     check_size(order, 16, "order");
@@ -78,7 +87,7 @@ void quantize_4bit(AnyArray x, Array<const float> midpoints, Array<const uint8_t
 
 void quantize_8bit(Array<const float> x, Array<const float> midpoints, Array<const uint8_t> order, Array<uint8_t> codes,
                    Array<float> scales, int64_t blocksize, int threads) {
-    const int64_t n = int64_t(x.shape(0));
+    const int64_t n = x.size();
     check_blocksize(blocksize);
     check_size(midpoints, 255, "midpoints");
     check_size(order, 256, "order");
@@ -126,7 +135,7 @@ void dequantize_4bit(Array<const uint8_t> packed, AnyArray scales, Array<const f
                      MaybeFloats nested_scales, MaybeFloats nested_offset, MaybeFloats nested_codebook,
                      int64_t nested_blocksize, AnyOutput out, int threads, const std::string& level) {
     Dequantize d = stored_4bit(packed, scales, codebook, blocksize, nested_scales, nested_offset, nested_codebook,
-                               nested_blocksize, int64_t(out.shape(0)));
+                               nested_blocksize, out.size());
     d.out = out.data();
     const Kernels kernels = kernels_at(level);
     DequantizeBlocks kernel;
@@ -143,29 +152,41 @@ void dequantize_4bit(Array<const uint8_t> packed, AnyArray scales, Array<const f
                [&](int64_t first, int64_t last) { kernel(d, first, last); });
 }
 
+// A product of x [rows, in_features] that gives y [rows, out_features], both flat; what is stored and y are the
+// caller's.
+Skinny skinny_of(const AnyArray& x, int64_t results, int64_t in_features) {
+    if (in_features < 32 || in_features % 32 != 0) throw std::invalid_argument("in_features is not a multiple of 32");
+    Skinny s{};
+    s.rows = x.size() / in_features;
+    s.in_features = in_features;
+    if (s.rows < 1 || s.rows > kMostSkinnyRows) throw std::invalid_argument("x has no row, or too many");
+    s.out_features = results / s.rows;
+    check_size(x, s.rows * in_features, "x");
+    return s;
+}
+
+void multiply(Skinny s, const AnyArray& x, int threads, const SkinnyKernels& kernels) {
+    const auto arrange = of_type(x, kernels.arrange_f32, kernels.arrange_bf16);
+    std::vector<float> arranged(size_t(s.rows * s.in_features));
+    arrange(s, x.data(), arranged.data());
+    s.x = arranged.data();
+    for_ranges(s.out_features, kElementsPerThread / s.in_features, threads,
+               [&](int64_t first, int64_t last) { kernels.multiply(s, first, last); });
+}
+
 // y [rows, out_features] = x [rows, in_features] W^T, all flat.
 void multiply_4bit(Array<const uint8_t> packed, AnyArray scales, Array<const float> codebook, int64_t blocksize,
                    MaybeFloats nested_scales, MaybeFloats nested_offset, MaybeFloats nested_codebook,
-                   int64_t nested_blocksize, Array<const float> x, Array<float> y, int64_t in_features, int threads,
+                   int64_t nested_blocksize, AnyArray x, Array<float> y, int64_t in_features, int threads,
                    const std::string& level) {
-    if (in_features < 32 || in_features % 32 != 0) throw std::invalid_argument("in_features is not a multiple of 32");
-    Skinny s{};
-    s.rows = int64_t(x.shape(0)) / in_features;
-    s.in_features = in_features;
-    if (s.rows < 1 || s.rows > kMostSkinnyRows) throw std::invalid_argument("x has no row, or too many");
-    s.out_features = int64_t(y.shape(0)) / s.rows;
-    check_size(x, s.rows * in_features, "x");
+    Skinny s = skinny_of(x, y.size(), in_features);
     check_size(y, s.rows * s.out_features, "y");
     s.stored = stored_4bit(packed, scales, codebook, blocksize, nested_scales, nested_offset, nested_codebook,
                            nested_blocksize, s.out_features * in_features);
     s.y = y.data();
     const SkinnyKernels kernels = skinny_at(level);
     const nb::gil_scoped_release released;
-    std::vector<float> arranged(size_t(s.rows * in_features));
-    kernels.arrange(s, x.data(), arranged.data());
-    s.x = arranged.data();
-    for_ranges(s.out_features, kElementsPerThread / in_features, threads,
-               [&](int64_t first, int64_t last) { kernels.multiply(s, first, last); });
+    multiply(s, x, threads, kernels);
 }
 
 // Rows below which a second thread costs more than it saves.
@@ -179,18 +200,19 @@ void over_rows(Kernel kernel, const Arguments& arguments, int64_t rows, int64_t 
                [&](int64_t first, int64_t last) { kernel(arguments, first, last); });
 }
 
-// The kernel for values in f32 or bf16.
-template <class A, class Kernel>
-Kernel of_type(const A& x, Kernel f32, Kernel bf16) {
-    if (is_float(x, 32)) return f32;
-    if (is_bfloat(x)) return bf16;
-    throw std::invalid_argument("values are neither float32 nor bfloat16");
+std::vector<float> transpose(const float* matrix, int64_t rows, int64_t columns) {
+    std::vector<float> turned(size_t(rows * columns));
+    for (int64_t column = 0; column < columns; ++column) {
+        float* out = turned.data() + column * rows;
+        for (int64_t row = 0; row < rows; ++row) out[row] = matrix[row * columns + column];
+    }
+    return turned;
 }
 
 // h [N, R] = scale * x [N, F] a [R, F]^T, all flat.
 void low_rank_project(AnyArray x, Array<const float> a, float scale, Array<float> h, int64_t rank, int threads,
                       const std::string& level) {
-    const int64_t rows = int64_t(h.shape(0)) / rank, features = int64_t(a.shape(0)) / rank;
+    const int64_t rows = h.size() / rank, features = a.size() / rank;
     check_size(a, rank * features, "a");
     check_size(h, rows * rank, "h");
     check_size(x, rows * features, "x");
@@ -200,10 +222,11 @@ void low_rank_project(AnyArray x, Array<const float> a, float scale, Array<float
     over_rows(kernel, p, rows, features, threads);
 }
 
-// out [N, F] = y [N, F] + h [N, R] b [R, F], all flat; out may be y.
-void low_rank_add(AnyArray y, Array<const float> h, Array<const float> b, AnyOutput out, int64_t rank, int threads,
-                  const std::string& level) {
-    const int64_t rows = int64_t(h.shape(0)) / rank, features = int64_t(b.shape(0)) / rank;
+// out [N, F] = y [N, F] + h [N, R] b [R, F], all flat; out may be y. transposed: b lies as [F, R], as LoRA's B is
+// stored.
+void low_rank_add(AnyArray y, Array<const float> h, Array<const float> b, AnyOutput out, int64_t rank, bool transposed,
+                  int threads, const std::string& level) {
+    const int64_t rows = h.size() / rank, features = b.size() / rank;
     check_size(h, rows * rank, "h");
     check_size(b, rank * features, "b");
     check_size(y, rows * features, "y");
@@ -212,14 +235,45 @@ void low_rank_add(AnyArray y, Array<const float> h, Array<const float> b, AnyOut
     if (!is_float(out, 32) && !is_bfloat(out)) throw std::invalid_argument("out is neither float32 nor bfloat16");
     if (is_bfloat(y) && !is_bfloat(out)) throw std::invalid_argument("y is bfloat16 and out is float32");
     const auto kernel = of_type(y, is_bfloat(out) ? kernels.add_f32_bf16 : kernels.add_f32_f32, kernels.add_bf16_bf16);
-    const AddUpdate u{y.data(), h.data(), b.data(), out.data(), features, rank};
+    std::vector<float> turned;
+    if (transposed) turned = transpose(b.data(), features, rank);
+    const float* factor = transposed ? turned.data() : b.data();
+    const AddUpdate u{y.data(), h.data(), factor, out.data(), features, rank};
     over_rows(kernel, u, rows, features, threads);
+}
+
+// out [rows, O] = x [rows, I] W^T + bias [O] + scale x a [R, I]^T b [O, R]^T, all flat; out f32 or bf16.
+void adapted_4bit(Array<const uint8_t> packed, AnyArray scales, Array<const float> codebook, int64_t blocksize,
+                  MaybeFloats nested_scales, MaybeFloats nested_offset, MaybeFloats nested_codebook,
+                  int64_t nested_blocksize, AnyArray x, MaybeFloats bias, Array<const float> a, Array<const float> b,
+                  float scale, AnyOutput out, int64_t in_features, int threads, const std::string& level) {
+    Skinny s = skinny_of(x, out.size(), in_features);
+    check_size(out, s.rows * s.out_features, "out");
+    s.stored = stored_4bit(packed, scales, codebook, blocksize, nested_scales, nested_offset, nested_codebook,
+                           nested_blocksize, s.out_features * in_features);
+    const int64_t rank = a.size() / in_features;
+    check_size(a, rank * in_features, "a");
+    check_size(b, rank * s.out_features, "b");
+    if (bias) check_size(*bias, s.out_features, "bias");
+    const SkinnyKernels kernels = skinny_at(level);
+    const LowRankKernels thin = low_rank_at(level);
+    const auto project = of_type(x, thin.project_f32, thin.project_bf16);
+    const auto add = of_type(out, thin.add_f32_f32, thin.add_f32_bf16);
+    const nb::gil_scoped_release released;
+    std::vector<float> y(size_t(s.rows * s.out_features)), h(size_t(s.rows * rank));
+    s.y = y.data();
+    multiply(s, x, threads, kernels);
+    for (int64_t i = 0; bias && i < int64_t(y.size()); ++i) y[size_t(i)] += bias->data()[i % s.out_features];
+    // a few rows, which one thread does sooner than it wakes another
+    project({x.data(), a.data(), h.data(), in_features, rank, scale}, 0, s.rows);
+    const std::vector<float> turned = transpose(b.data(), s.out_features, rank);
+    add({y.data(), h.data(), turned.data(), out.data(), s.out_features, rank}, 0, s.rows);
 }
 
 // out [R, F] = h [N, R]^T x [N, F], all flat.
 void low_rank_outer(Array<const float> h, AnyArray x, Array<float> out, int64_t rank, int threads,
                     const std::string& level) {
-    const int64_t rows = int64_t(h.shape(0)) / rank, features = int64_t(out.shape(0)) / rank;
+    const int64_t rows = h.size() / rank, features = out.size() / rank;
     check_size(h, rows * rank, "h");
     check_size(x, rows * features, "x");
     check_size(out, rank * features, "out");
@@ -371,11 +425,27 @@ void gated_activation_backward(ReadRows grad, ReadRows gate, ReadRows up, Rows g
     over_rows(kernel, g, int64_t(gate.shape(0)), g.columns, threads);
 }
 
+// y [rows, out_features] = x [rows, in_features] weight [out_features, in_features]^T, all flat; weight is bf16.
+void multiply_narrow(Array<const float> x, AnyArray weight, Array<float> y, int64_t in_features, int threads,
+                     const std::string& level) {
+    if (in_features < 1) throw std::invalid_argument("in_features is not positive");
+    if (!is_bfloat(weight)) throw std::invalid_argument("weight is not bfloat16");
+    const int64_t rows = x.size() / in_features, out_features = weight.size() / in_features;
+    check_size(x, rows * in_features, "x");
+    check_size(weight, out_features * in_features, "weight");
+    check_size(y, rows * out_features, "y");
+    const Narrow p{x.data(), static_cast<const bf16*>(weight.data()), y.data(), rows, out_features, in_features};
+    const auto multiply = multiply_narrow_at(level);
+    const nb::gil_scoped_release released;
+    for_ranges(out_features, ceil_div(kElementsPerThread, in_features), threads,
+               [&](int64_t first, int64_t last) { multiply(p, first, last); });
+}
+
 // y [rows, columns] = a [rows, in_features] b [columns, in_features]^T, all flat.
 void multiply_int8(Array<const int8_t> a, Array<const int8_t> b, Array<int32_t> y, int64_t in_features, int threads,
                    const std::string& level) {
     if (in_features < 1) throw std::invalid_argument("in_features is not positive");
-    const int64_t rows = int64_t(a.shape(0)) / in_features, columns = int64_t(b.shape(0)) / in_features;
+    const int64_t rows = a.size() / in_features, columns = b.size() / in_features;
     check_size(a, rows * in_features, "a");
     check_size(b, columns * in_features, "b");
     check_size(y, rows * columns, "y");
@@ -400,6 +470,7 @@ const char* threading() {
 // noconvert everywhere: nanobind would convert a strided or f64 output array silently, and the result would be lost.
 NB_MODULE(_native, m) {
     using namespace nb::literals;
+    lorasmith::torch_tensors.find();
     m.doc() = "Blockwise kernels for the CPU; called by lorasmith.ops, which checks the arguments.";
     m.def("levels", &lorasmith::usable_levels, "Instruction sets that can be used here, best last.");
     m.def("threading", &lorasmith::threading, "What the kernels share the cores by: OpenMP or threads.");
@@ -415,10 +486,15 @@ NB_MODULE(_native, m) {
           "codebook"_a.noconvert(), "blocksize"_a, "nested_scales"_a.noconvert().none(),
           "nested_offset"_a.noconvert().none(), "nested_codebook"_a.noconvert().none(), "nested_blocksize"_a,
           "x"_a.noconvert(), "y"_a.noconvert(), "in_features"_a, "threads"_a, "level"_a);
+    m.def("adapted_4bit", &lorasmith::adapted_4bit, "packed"_a.noconvert(), "scales"_a.noconvert(),
+          "codebook"_a.noconvert(), "blocksize"_a, "nested_scales"_a.noconvert().none(),
+          "nested_offset"_a.noconvert().none(), "nested_codebook"_a.noconvert().none(), "nested_blocksize"_a,
+          "x"_a.noconvert(), "bias"_a.noconvert().none(), "a"_a.noconvert(), "b"_a.noconvert(), "scale"_a,
+          "out"_a.noconvert(), "in_features"_a, "threads"_a, "level"_a);
     m.def("low_rank_project", &lorasmith::low_rank_project, "x"_a.noconvert(), "a"_a.noconvert(), "scale"_a,
           "h"_a.noconvert(), "rank"_a, "threads"_a, "level"_a);
     m.def("low_rank_add", &lorasmith::low_rank_add, "y"_a.noconvert(), "h"_a.noconvert(), "b"_a.noconvert(),
-          "out"_a.noconvert(), "rank"_a, "threads"_a, "level"_a);
+          "out"_a.noconvert(), "rank"_a, "transposed"_a, "threads"_a, "level"_a);
     m.def("low_rank_outer", &lorasmith::low_rank_outer, "h"_a.noconvert(), "x"_a.noconvert(), "out"_a.noconvert(),
           "rank"_a, "threads"_a, "level"_a);
     m.def("rms_norm", &lorasmith::rms_norm, "x"_a.noconvert(), "weight"_a.noconvert(), "rms"_a.noconvert(),
@@ -434,6 +510,8 @@ NB_MODULE(_native, m) {
     m.def("gated_activation_backward", &lorasmith::gated_activation_backward, "grad"_a.noconvert(),
           "gate"_a.noconvert(), "up"_a.noconvert(), "grad_gate"_a.noconvert(), "grad_up"_a.noconvert(), "function"_a,
           "threads"_a, "level"_a);
+    m.def("multiply_narrow", &lorasmith::multiply_narrow, "x"_a.noconvert(), "weight"_a.noconvert(), "y"_a.noconvert(),
+          "in_features"_a, "threads"_a, "level"_a);
     m.def("multiply_int8", &lorasmith::multiply_int8, "a"_a.noconvert(), "b"_a.noconvert(), "y"_a.noconvert(),
           "in_features"_a, "threads"_a, "level"_a);
     m.attr("most_skinny_rows") = lorasmith::kMostSkinnyRows;

@@ -23,8 +23,10 @@ struct Skinny {
 };
 
 struct SkinnyKernels {
-    // Puts x in the order in which the product reads it; the other fields of the argument tell which that is.
-    void (*arrange)(const Skinny&, const float* x, float* arranged);
+    // Puts x, f32 or bf16, in the order in which the product reads it; the other fields of the argument tell which that
+    // is.
+    void (*arrange_f32)(const Skinny&, const void* x, float* arranged);
+    void (*arrange_bf16)(const Skinny&, const void* x, float* arranged);
     // Writes the columns first <= o < last of y.
     void (*multiply)(const Skinny&, int64_t first, int64_t last);
 };

@@ -242,7 +242,9 @@ void multiply(const Skinny& s, int64_t first, int64_t last) {
 
 // Position p of a group of 32 or 64 elements gets the element that the look-up leaves there: quarter q of 8 levels
 // holds four codes of each 16 bytes.
-void arrange(const Skinny& s, const float* x, float* arranged) {
+template <class T>
+void arrange(const Skinny& s, const void* values, float* arranged) {
+    const T* x = static_cast<const T*>(values);
     const int group = direct(s) ? 64 : 32;
     int source[64];
     for (int p = 0; p < group; ++p) {
@@ -251,12 +253,12 @@ void arrange(const Skinny& s, const float* x, float* arranged) {
         source[p] = group == 64 ? 2 * (16 * half + code) + p / 32 : 2 * code + half;
     }
     for (int64_t i = 0; i < s.rows * s.in_features; i += group) {
-        for (int p = 0; p < group; ++p) arranged[i + p] = x[i + source[p]];
+        for (int p = 0; p < group; ++p) arranged[i + p] = widen(x[i + source[p]]);
     }
 }
 
 }  // namespace
 
-SkinnyKernels avx2_skinny() { return {arrange, multiply}; }
+SkinnyKernels avx2_skinny() { return {arrange<float>, arrange<bf16>, multiply}; }
 
 }  // namespace lorasmith

@@ -48,12 +48,13 @@ void multiply(const Skinny& s, int64_t first, int64_t last) {
     }
 }
 
-void arrange(const Skinny& s, const float* x, float* arranged) {
-    std::memcpy(arranged, x, size_t(s.rows * s.in_features) * sizeof(float));
+template <class T>
+void arrange(const Skinny& s, const void* x, float* arranged) {
+    for (int64_t i = 0; i < s.rows * s.in_features; ++i) arranged[i] = widen(static_cast<const T*>(x)[i]);
 }
 
 }  // namespace
 
-SkinnyKernels portable_skinny() { return {arrange, multiply}; }
+SkinnyKernels portable_skinny() { return {arrange<float>, arrange<bf16>, multiply}; }
 
 }  // namespace lorasmith

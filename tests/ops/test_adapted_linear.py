@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from lorasmith import ops
 from lorasmith.errors import FormatError
-from lorasmith.formats import formats
+from lorasmith.formats import dynamic_map, formats
 from lorasmith.ops import precision
 
 NF4 = formats["nf4"].codebook("cpu")
@@ -171,3 +171,35 @@ def test_only_a_cpu_without_instructions_widens_16_bit_types(monkeypatch):
     assert precision.product_dtype(torch.bfloat16, other) == torch.bfloat16
     assert precision.product_dtype(torch.float64, cpu) == torch.float64
     assert precision.product_dtype(torch.float16, cpu) == torch.float32
+
+
+@pytest.mark.parametrize("rows", [(1,), (1, 1), (4, 1), (3, 5), (17,), (0,)])
+@pytest.mark.parametrize("rank, shape", [(1, (33, 1024)), (8, (7, 64)), (32, (48, 96)), (40, (5, 288)), (8, (6, 33))])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("biased", [False, True])
+def test_without_gradients_an_adapted_layer_is_the_same(native_kernels, rows, rank, shape, dtype, biased):
+    generator = torch.Generator().manual_seed(0)
+    codebook, maps = formats["nf4"].codebook("cpu"), dynamic_map()
+    packed, scales = ops.quantize_blockwise(torch.randn(*shape, generator=generator), codebook, 64)
+    codes, nested_scales, offset = ops.double_quantize(scales)
+    stored = (packed, codes, codebook, 64, shape, nested_scales, offset, maps, 256)
+    x = torch.randn(*rows, shape[1], generator=generator).to(dtype)
+    bias = torch.randn(shape[0], generator=generator).to(dtype) if biased else None
+    a, b = torch.randn(rank, shape[1], generator=generator), torch.randn(shape[0], rank, generator=generator)
+    weight = ops.dequantize_blockwise(*stored[:5], torch.float32, nested=ops.Nested(nested_scales, offset, maps))
+    exact = F.linear(x.double(), weight.double() + 0.5 * b.double() @ a.double())
+    exact = exact if bias is None else exact + bias.double()
+    with torch.no_grad():
+        y = ops.adapted_linear(x, ops.BlockwiseProduct(stored), bias, [ops.LowRank(a, b, 0.5)])
+    assert y.dtype == dtype
+    assert y.shape == (*rows, shape[0])
+    # f32 sums of 1,024 products of up to 32 factors, and one rounding of 16 bits
+    torch.testing.assert_close(y.double(), exact, atol=1e-3, rtol=2**-8 if dtype == torch.bfloat16 else 1e-5)
+
+
+def test_the_one_step_without_gradients_suits_torchs_dispatcher(native_kernels):
+    codebook = formats["nf4"].codebook("cpu")
+    packed, scales = ops.quantize_blockwise(torch.randn(7, 64), codebook, 64)
+    stored = (packed, scales, codebook, 64, (7, 64), None, None, None, 256)
+    arguments = (torch.randn(2, 1, 64), torch.randn(7), torch.randn(8, 64), torch.randn(7, 8), 0.5, *stored)
+    torch.library.opcheck(torch.ops.lorasmith.adapted_blockwise_linear.default, arguments)

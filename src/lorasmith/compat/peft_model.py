@@ -28,6 +28,7 @@ from lorasmith.compat.adapter_folder import adapter_folder
 from lorasmith.compat.base_signature import BaseSignature, forward
 from lorasmith.errors import AdapterError, AttachError
 from lorasmith.methods import AdapterConfig, config_from_fields, read_config_fields
+from lorasmith.models.narrow_linear import narrow_linears
 from lorasmith.quantized import count_parameters
 
 
@@ -252,7 +253,8 @@ class PeftModel(nn.Module):
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate with the active adapters."""
-        return self.get_base_model().generate(*args, **kwargs)
+        with narrow_linears(self.get_base_model()):
+            return self.get_base_model().generate(*args, **kwargs)
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:

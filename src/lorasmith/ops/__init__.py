@@ -1,5 +1,7 @@
 """The operations: one folder each, schema (the contract), reference (the specification), kernels for devices."""
 
+import lorasmith.ops.adapted_blockwise.cpu
+import lorasmith.ops.adapted_blockwise.reference
 import lorasmith.ops.blockwise.cpu
 import lorasmith.ops.blockwise.reference
 import lorasmith.ops.blockwise_linear.cpu
@@ -8,6 +10,8 @@ import lorasmith.ops.gated_activation.cpu
 import lorasmith.ops.gated_activation.reference
 import lorasmith.ops.low_rank.cpu
 import lorasmith.ops.low_rank.reference
+import lorasmith.ops.narrow_linear.cpu
+import lorasmith.ops.narrow_linear.reference
 import lorasmith.ops.rms_norm.cpu
 import lorasmith.ops.rms_norm.reference
 import lorasmith.ops.rowwise.cpu
@@ -20,6 +24,7 @@ from lorasmith.ops.blockwise.schema import Nested, dequantize_blockwise, double_
 from lorasmith.ops.blockwise_linear.schema import blockwise_linear
 from lorasmith.ops.cross_entropy import head_cross_entropy, linear_cross_entropy, linear_token_losses
 from lorasmith.ops.gated_activation.schema import Activation, gated_activation, gated_activation_packed
+from lorasmith.ops.narrow_linear.schema import narrow_linear
 from lorasmith.ops.rms_norm.schema import rms_norm
 from lorasmith.ops.rowwise.schema import dequantize_rowwise, quantize_rowwise, rowwise_linear
 from lorasmith.ops.status import KernelStatus, kernel_status
@@ -48,6 +53,7 @@ __all__ = [
     "kernel_status",
     "linear_cross_entropy",
     "linear_token_losses",
+    "narrow_linear",
     "quantize_blockwise",
     "quantize_rowwise",
     "rms_norm",

@@ -1,4 +1,4 @@
-"""The extension that csrc/module.cpp builds. Arrays are contiguous, of one axis, on the CPU, and never converted."""
+"""The extension that csrc/module.cpp builds. Arrays are contiguous, on the CPU, read flat, and never converted."""
 
 from torch import Tensor
 
@@ -58,13 +58,36 @@ def multiply_4bit(
     threads: int,
     level: str,
 ) -> None:
-    """Fill y float32 [rows, out_features] with x float32 [rows, in_features] times the stored weight transposed."""
+    """Fill y float32 [rows, out_features] with x [rows, in_features], of either type, times the stored W^T."""
+
+def adapted_4bit(
+    packed: Tensor,
+    scales: Tensor,
+    codebook: Tensor,
+    blocksize: int,
+    nested_scales: Tensor | None,
+    nested_offset: Tensor | None,
+    nested_codebook: Tensor | None,
+    nested_blocksize: int,
+    x: Tensor,
+    bias: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    scale: float,
+    out: Tensor,
+    in_features: int,
+    threads: int,
+    level: str,
+) -> None:
+    """Fill out as multiply_4bit fills y, in float32 or bfloat16, with bias and scale times x a^T b^T added."""
 
 def low_rank_project(x: Tensor, a: Tensor, scale: float, h: Tensor, rank: int, threads: int, level: str) -> None:
     """Fill h float32 [N, rank] with scale times x [N, F], float32 or bfloat16, times a float32 [rank, F] transposed."""
 
-def low_rank_add(y: Tensor, h: Tensor, b: Tensor, out: Tensor, rank: int, threads: int, level: str) -> None:
-    """Fill out [N, F] with y [N, F] plus h float32 [N, rank] times b float32 [rank, F]."""
+def low_rank_add(
+    y: Tensor, h: Tensor, b: Tensor, out: Tensor, rank: int, transposed: bool, threads: int, level: str
+) -> None:
+    """Fill out [N, F] with y [N, F] plus h float32 [N, rank] times b float32 [rank, F], or [F, rank] if transposed."""
 
 def low_rank_outer(h: Tensor, x: Tensor, out: Tensor, rank: int, threads: int, level: str) -> None:
     """Fill out float32 [rank, F] with h float32 [N, rank] transposed times x [N, F] in float32 or bfloat16."""
@@ -128,3 +151,6 @@ def gated_activation_backward(
 
 def multiply_int8(a: Tensor, b: Tensor, y: Tensor, in_features: int, threads: int, level: str) -> None:
     """Fill y int32 [rows, columns] with a int8 [rows, in_features] times b int8 [columns, in_features] transposed."""
+
+def multiply_narrow(x: Tensor, weight: Tensor, y: Tensor, in_features: int, threads: int, level: str) -> None:
+    """Fill y float32 [rows, out] with x float32 [rows, in_features] times weight bfloat16 [out, in_features]^T."""

@@ -8,6 +8,7 @@ from functools import cache
 from types import ModuleType
 
 import torch
+from torch import Tensor
 
 from lorasmith.errors import DeviceError
 from lorasmith.ops.library import reference_only
@@ -31,6 +32,11 @@ def kernels() -> ModuleType:
     """The extension, for code that runs only where it was found."""
     assert _native is not None, "a native kernel was registered without its extension"
     return _native
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """tensor as the extension reads one: contiguous, and outside of autograd."""
+    return (tensor.detach() if tensor.requires_grad else tensor).contiguous()
 
 
 @cache

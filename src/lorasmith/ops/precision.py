@@ -25,6 +25,11 @@ def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.float32 if narrow else dtype
 
 
+def factor_dtype(wide: torch.dtype, device: torch.device) -> torch.dtype:
+    """The type of A and B beside products in wide: a CPU's kernels take f32 beside 16-bit values; elsewhere wide."""
+    return torch.promote_types(wide, torch.float32) if device.type == "cpu" else wide
+
+
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """A block in which products are computed in the type of their operands."""
     if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):

@@ -76,9 +76,8 @@ class QuantizedWeight(nn.Module):
         """The scales as the ops take them: f32 [blocks], or codes [blocks] and what they are nested in."""
         if self.nested_scales is None or self.nested_offset is None:
             return self.scales.view(torch.float32), None
-        codebook = dynamic_map(self.weight.device)
-        offset = self.nested_offset.view(torch.float32)[0]
-        return self.scales, Nested(self.nested_scales.view(torch.float32), offset, codebook, NESTED_BLOCKSIZE)
+        offset, nested_scales = self.nested_offset.view(torch.float32), self.nested_scales.view(torch.float32)
+        return self.scales, Nested(nested_scales, offset, dynamic_map(self.weight.device), NESTED_BLOCKSIZE)
 
     def codebook(self) -> Tensor:
         """The value of each code, f32 [2 ** bits], on the device of the weight."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from lorasmith.errors import InputError, ModelError
+from lorasmith.models.narrow_linear import narrow_linears
 from lorasmith.models.quiet import quiet_transformers
 from lorasmith.recipes.positions import context_of
 
@@ -68,7 +69,7 @@ def continue_tokens(
     room = _room(model, input_ids.shape[1])
     ids = input_ids.to(model.device)
     # transformers warns that a length of the model's own settings is overruled, as is meant
-    with torch.random.fork_rng(), quiet_transformers():
+    with torch.random.fork_rng(), quiet_transformers(), narrow_linears(model):
         torch.manual_seed(settings.seed)
         output = speaker.generate(
             input_ids=ids,

@@ -23,6 +23,9 @@ class Product(Protocol):
     def backward(self, grad: Tensor) -> Tensor:
         """grad W of grad [N, O], a new tensor [N, I]."""
 
+    def adapted(self, x: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor | None:
+        """x W^T + bias + scaling x A^T B^T of x [..., I] in x's type, where one operation does it without gradients."""
+
 
 @runtime_checkable
 class Multiplier(Protocol):
@@ -44,14 +47,16 @@ class DenseProduct:
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if self.weight.dtype == x.dtype:
             return F.linear(x, self.weight, bias)
-        with borrowed(tuple(self.weight.shape), x.dtype, x.device) as weight_OI:
-            return F.linear(x, weight_OI.copy_(self.weight), bias)
+        return torch.ops.lorasmith.narrow_linear.default(x, self.weight, bias)
 
     def backward(self, grad: Tensor) -> Tensor:
         if self.weight.dtype == grad.dtype:
             return grad @ self.weight
         with borrowed(tuple(self.weight.shape), grad.dtype, grad.device) as weight_OI:
             return grad @ weight_OI.copy_(self.weight)
+
+    def adapted(self, x: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor | None:
+        return None
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,9 @@ class BlockwiseProduct:
 
     def backward(self, grad: Tensor) -> Tensor:
         return torch.ops.lorasmith.blockwise_linear_backward.default(grad, *self.stored)
+
+    def adapted(self, x: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor | None:
+        return torch.ops.lorasmith.adapted_blockwise_linear.default(x, bias, a, b, scaling, *self.stored)
 
 
 @dataclass(frozen=True)
@@ -80,3 +88,6 @@ class RowwiseProduct:
 
     def backward(self, grad: Tensor) -> Tensor:
         return torch.ops.lorasmith.rowwise_linear_backward.default(grad, self.codes, self.absmax)
+
+    def adapted(self, x: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor | None:
+        return None

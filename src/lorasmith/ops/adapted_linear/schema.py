@@ -18,7 +18,7 @@ from lorasmith.errors import FormatError
 from lorasmith.ops.adapted_linear.product import Product
 from lorasmith.ops.autocast import autocast_inputs
 from lorasmith.ops.low_rank.schema import add_update, outer, project
-from lorasmith.ops.precision import product_dtype, without_autocast
+from lorasmith.ops.precision import factor_dtype, product_dtype, without_autocast
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,14 @@ def adapted_linear(x: Tensor, product: Product, bias: Tensor | None, updates: Se
                 f"an update of A {list(update.a.shape)} and B {list(update.b.shape)} does not fit x {list(x.shape)}"
             )
     x, bias = autocast_inputs(x, bias)
+    grad = torch.is_grad_enabled()
+    if not grad and len(updates) == 1 and updates[0].dropout == 0.0:
+        y = product.adapted(x, bias, updates[0].a, updates[0].b, updates[0].scaling)
+        if y is not None:
+            return y
     scales = tuple((update.scaling, update.dropout) for update in updates)
     factors = [factor for update in updates for factor in (update.a, update.b)]
-    if not torch.is_grad_enabled():
+    if not grad:
         # an autograd step that keeps nothing still costs more than the thin products of one row
         return _computed(x, bias, product, scales, factors)[0]
     return _AdaptedLinear.apply(x, bias, product, scales, *factors)
@@ -61,7 +66,7 @@ def _computed(
 ) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
     """y [..., O] in x's type, and of each update h [N, R] and the mask of its dropout."""
     wide = product_dtype(x.dtype, x.device)
-    exact = _factor_dtype(wide, x.device)
+    exact = factor_dtype(wide, x.device)
     hiddens: list[Tensor] = []
     masks: list[Tensor | None] = []
     with without_autocast(x.device):
@@ -104,7 +109,7 @@ class _AdaptedLinear(torch.autograd.Function):
         count = len(ctx.scales)
         x, *saved = ctx.saved_tensors
         factors, hiddens, masks = saved[: 2 * count], saved[2 * count : 3 * count], saved[3 * count :]
-        exact = _factor_dtype(ctx.wide, grad.device)
+        exact = factor_dtype(ctx.wide, grad.device)
         grad_x = grad_bias = None
         grad_factors: list[Tensor | None] = []
         with without_autocast(grad.device):
@@ -127,11 +132,6 @@ class _AdaptedLinear(torch.autograd.Function):
         if grad_x is not None:
             grad_x = grad_x.to(ctx.x_dtype).view(ctx.x_shape)
         return grad_x, grad_bias, None, None, *grad_factors
-
-
-def _factor_dtype(wide: torch.dtype, device: torch.device) -> torch.dtype:
-    """The type of A and B in their products: a CPU's kernels take f32 beside 16-bit values; elsewhere as the rest."""
-    return torch.promote_types(wide, torch.float32) if device.type == "cpu" else wide
 
 
 def _drop(x_NI: Tensor, dropout: float) -> tuple[Tensor, Tensor | None]:

@@ -11,14 +11,14 @@ from torch import Tensor
 from lorasmith.ops.blockwise import reference
 from lorasmith.ops.blockwise.schema import bits_of
 from lorasmith.ops.library import implement_native
-from lorasmith.ops.native import FLOATS, extension, kernels, level
+from lorasmith.ops.native import FLOATS, extension, kernels, level, plain
 
 INPUT_DTYPES = (*FLOATS, torch.float16)
 
 
 def quantize_blockwise(x: Tensor, codebook: Tensor, blocksize: int) -> tuple[Tensor, Tensor]:
     """packed uint8, scales f32; see schema.py."""
-    flat = x.contiguous().view(-1)
+    flat = plain(x)
     bits = bits_of(codebook)
     midpoints, order = reference.boundaries(codebook)
     packed = torch.empty(-(-flat.numel() * bits // 8), dtype=torch.uint8)
@@ -67,13 +67,8 @@ def dequantize_blockwise_out(
     if bits_of(codebook) != 4 or out.dtype not in FLOATS or prod(shape) == 0:
         reference.dequantize_blockwise_out(packed, scales, codebook, blocksize, shape, *nested, out)
         return
-    stored = flattened(packed, scales, codebook, blocksize, *nested)
-    kernels().dequantize_4bit(*stored, out.view(-1), torch.get_num_threads(), level())
-
-
-def flattened(*stored: Tensor | int | None) -> tuple[Tensor | int | None, ...]:
-    """The parts of a stored tensor as the extension takes them: tensors with one axis."""
-    return tuple(part.view(-1) if isinstance(part, Tensor) else part for part in stored)
+    stored = (packed, scales, codebook, blocksize, *nested)
+    kernels().dequantize_4bit(*stored, out, torch.get_num_threads(), level())
 
 
 if extension() is not None:

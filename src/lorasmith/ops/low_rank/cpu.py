@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lorasmith.ops.library import implement_native
 from lorasmith.ops.low_rank import reference
-from lorasmith.ops.native import FLOATS, extension, kernels, level
+from lorasmith.ops.native import FLOATS, extension, kernels, level, plain
 
 MOST_RANK = 32
 
@@ -18,7 +18,7 @@ def project(x: Tensor, a: Tensor, scale: float) -> Tensor:
     if not _served(x, a, a.shape[0]):
         return reference.project(x, a, scale)
     h_NR = torch.empty(x.shape[0], a.shape[0])
-    kernels().low_rank_project(_flat(x), _flat(a), scale, h_NR.view(-1), a.shape[0], torch.get_num_threads(), level())
+    kernels().low_rank_project(plain(x), plain(a), scale, h_NR, a.shape[0], torch.get_num_threads(), level())
     return h_NR
 
 
@@ -28,8 +28,10 @@ def add_update(y: Tensor, h: Tensor, b: Tensor, out: Tensor) -> None:
     if widens or not _served(y, b, b.shape[0]) or out.dtype not in FLOATS or not out.is_contiguous():
         reference.add_update(y, h, b, out)
         return
-    parts = (_flat(y), _flat(h), _flat(b), out.view(-1))
-    kernels().low_rank_add(*parts, b.shape[0], torch.get_num_threads(), level())
+    # LoRA's B is stored [F, R], and the kernel turns it as it reads it
+    transposed = not b.is_contiguous()
+    parts = (plain(y), plain(h), plain(b.T if transposed else b), out)
+    kernels().low_rank_add(*parts, b.shape[0], transposed, torch.get_num_threads(), level())
 
 
 def outer(h: Tensor, x: Tensor) -> Tensor:
@@ -37,17 +39,13 @@ def outer(h: Tensor, x: Tensor) -> Tensor:
     if not _served(x, h, h.shape[1]):
         return reference.outer(h, x)
     out_RF = torch.empty(h.shape[1], x.shape[1])
-    kernels().low_rank_outer(_flat(h), _flat(x), out_RF.view(-1), h.shape[1], torch.get_num_threads(), level())
+    kernels().low_rank_outer(plain(h), plain(x), out_RF, h.shape[1], torch.get_num_threads(), level())
     return out_RF
 
 
 def _served(values: Tensor, factor: Tensor, rank: int) -> bool:
     thin = 0 < rank <= MOST_RANK
     return thin and values.numel() > 0 and values.dtype in FLOATS and factor.dtype == torch.float32
-
-
-def _flat(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous().view(-1)
 
 
 if extension() is not None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lorasmith.ops.library import implement_native, reference_only
-from lorasmith.ops.native import extension, kernels, level
+from lorasmith.ops.native import extension, kernels, level, plain
 
 
 def onednn_int8_matmul(a: Tensor, b: Tensor) -> Tensor:
@@ -21,8 +21,7 @@ def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
     if width == 0:
         return torch.zeros(a.shape[0], b.shape[0], dtype=torch.int32)
     y_MN = torch.empty(a.shape[0], b.shape[0], dtype=torch.int32)
-    flat_a, flat_b = (codes.contiguous().view(-1) for codes in (a, b))
-    kernels().multiply_int8(flat_a, flat_b, y_MN.view(-1), width, torch.get_num_threads(), level())
+    kernels().multiply_int8(plain(a), plain(b), y_MN, width, torch.get_num_threads(), level())
     return y_MN
 
 
