@@ -28,7 +28,7 @@ def ours(
     from lorasmith.models.activation_checkpointing import checkpoint_activations_
     from lorasmith.models.fused_block import fuse_blocks_
     from lorasmith.models.packed_attention import enable_packing
-    from lorasmith.ops.allocation import keep_freed_blocks
+    from lorasmith.ops.allocation import keep_freed_blocks, return_freed_blocks
 
     scheme = lorasmith.Scheme("nf4") if quantized else None
     base = lorasmith.load(folder, scheme=scheme, dtype=dtype or "auto", device="cpu").model
@@ -37,7 +37,7 @@ def ours(
     else:
         model = lorasmith.PeftModel.from_pretrained(base, adapter, is_trainable=True)
     # what the training loop and the recipes do
-    keep_freed_blocks()
+    (return_freed_blocks if checkpointing else keep_freed_blocks)()
     fuse_blocks_(base)
     refused = enable_packing(base)
     assert refused is None, refused

