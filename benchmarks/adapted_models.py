@@ -18,6 +18,7 @@ def ours(
     *,
     quantized: bool = True,
     checkpointing: bool = False,
+    return_freed: bool = False,
     adapter: Path | None = None,
 ) -> nn.Module:
     """Ours, ready to train on packed rows.
@@ -37,7 +38,7 @@ def ours(
     else:
         model = lorasmith.PeftModel.from_pretrained(base, adapter, is_trainable=True)
     # what the training loop and the recipes do
-    (return_freed_blocks if checkpointing else keep_freed_blocks)()
+    (return_freed_blocks if return_freed else keep_freed_blocks)()
     fuse_blocks_(base)
     refused = enable_packing(base)
     assert refused is None, refused

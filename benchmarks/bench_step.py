@@ -26,6 +26,7 @@ from quiet import machine
 from results import peers, save, table
 
 CHECKPOINTED = "ours, NF4 + DQ, checkpointing"
+RETURNED = f"{CHECKPOINTED}, freed memory returned"
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Size:
 SIZES = {
     "134m": Size(SHAPES["134m"], 4, 256, 99),
     "1b": Size(SHAPES["1b"], 1, 512, 3),
-    "7b": Size(SHAPES["7b"], 1, 512, 1, (CHECKPOINTED,)),
+    "7b": Size(SHAPES["7b"], 1, 512, 1, (RETURNED,)),
 }
 
 
@@ -75,6 +76,7 @@ def pefts(dtype: torch.dtype, **how: bool) -> Callable[[Path], Turn]:
 CONTESTANTS = {
     "ours, NF4 + DQ": Contestant(ours()),
     CHECKPOINTED: Contestant(ours(checkpointing=True)),
+    RETURNED: Contestant(ours(checkpointing=True, return_freed=True)),
     "ours, bf16 base": Contestant(ours(quantized=False)),
     "PEFT + bitsandbytes, bf16 (as documented)": Contestant(pefts(torch.bfloat16, checkpointing=True)),
     "PEFT + bitsandbytes, bf16": Contestant(pefts(torch.bfloat16)),

@@ -77,7 +77,8 @@ class Flat {
             whole &= array.shape[axis] == 1 || array.strides == nullptr || array.strides[axis] == size_;
             size_ *= array.shape[axis];
         }
-        if (!whole && size_ > 0) return false;
+        // a tensor without memory has values only inside torch
+        if (size_ > 0 && (!whole || array.data == nullptr)) return false;
         data_ = reinterpret_cast<T*>(static_cast<char*>(array.data) + array.byte_offset);
         dtype_ = array.dtype;
         return true;
@@ -111,7 +112,7 @@ struct type_caster<lorasmith::Flat<T>> {
         make_caster<typename Value::Owned> owned;
         if (!owned.from_python(source, flags, cleanup)) return false;
         value.keep(std::move(owned.value));
-        return true;
+        return value.size() == 0 || value.data() != nullptr;
     }
 };
 

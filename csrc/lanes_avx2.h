@@ -52,6 +52,10 @@ struct Avx2Lanes {
     // the second where one is NaN
     static Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
     static Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+    // a where x < y, else b, also where one is NaN
+    static Vec where_less(Vec x, Vec y, Vec a, Vec b) {
+        return _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, y, _CMP_LT_OQ));
+    }
     static Vec nearest(Vec a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
     static float root(float a) { return std::sqrt(a); }
 

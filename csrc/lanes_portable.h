@@ -59,6 +59,10 @@ struct PortableLanes {
     static Vec max(const Vec& a, const Vec& b) {
         return each([&](int i) { return a.of[i] > b.of[i] ? a.of[i] : b.of[i]; });
     }
+    // a where x < y, else b, also where one is NaN
+    static Vec where_less(const Vec& x, const Vec& y, const Vec& a, const Vec& b) {
+        return each([&](int i) { return x.of[i] < y.of[i] ? a.of[i] : b.of[i]; });
+    }
     static Vec nearest(const Vec& a) {
         return each([&](int i) { return std::nearbyint(a.of[i]); });
     }

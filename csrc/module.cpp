@@ -297,13 +297,14 @@ bool check_like(const A& array, const B& like, const char* name) {
     if (array.dtype() != like.dtype() || array.shape(0) != like.shape(0) || array.shape(1) != like.shape(1)) {
         throw std::invalid_argument(std::string(name) + " has another type or shape");
     }
-    if (array.stride(1) != 1) throw std::invalid_argument(std::string(name) + " has broken rows");
+    if (array.shape(1) > 1 && array.stride(1) != 1) throw std::invalid_argument(std::string(name) + " has broken rows");
     return narrow;
 }
 
 template <class A>
 void check_whole(const A& array, const char* name) {
-    if (array.stride(0) != int64_t(array.shape(1))) throw std::invalid_argument(std::string(name) + " has gaps");
+    if (array.shape(0) > 1 && array.stride(0) != int64_t(array.shape(1)))
+        throw std::invalid_argument(std::string(name) + " has gaps");
 }
 
 Norm norm_of(const ReadRows& x, const AnyArray& weight, const Array<float>& rms, const Rows& out, bool plus_one,
@@ -373,7 +374,7 @@ void token_loss(Rows logits, Array<const int64_t> labels, MaybeFloats weights, A
     if (weights.has_value()) check_size(*weights, rows, "weights");
     for (int64_t row = 0; row < rows; ++row) {
         if (labels.data()[row] < 0 || labels.data()[row] >= columns)
-            throw std::invalid_argument("a label is no column");
+            throw std::invalid_argument("a label is not one of the columns");
     }
     const TokenLossKernels kernels = token_loss_at(level);
     const TokenLossRows kernel = of_type(logits, kernels.f32, kernels.bf16);

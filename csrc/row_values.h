@@ -49,6 +49,21 @@ typename Set::Vec exponential(typename Set::Vec x) {
     return Set::times_power_of_two(p, n);
 }
 
+// Cephes' odd polynomial below 0.625, where 1 - 2 / (e^2u + 1) would lose what is small.
+template <class Set>
+typename Set::Vec hyperbolic_tangent(typename Set::Vec u) {
+    using Vec = typename Set::Vec;
+    const Vec one = Set::set(1.0f), square = Set::mul(u, u);
+    const Vec power = exponential<Set>(Set::add(u, u));
+    const Vec large = Set::sub(one, Set::div(Set::set(2.0f), Set::add(power, one)));
+    Vec p = Set::set(-5.70498872745e-3f);
+    for (const float factor : {2.06390887954e-2f, -5.37397155531e-2f, 1.33314422036e-1f, -3.33332819422e-1f}) {
+        p = Set::fma(p, square, Set::set(factor));
+    }
+    const Vec small = Set::fma(Set::mul(p, square), u, u);
+    return Set::where_less(square, Set::set(0.625f * 0.625f), small, large);
+}
+
 // Sums in four registers, so that they do not wait for each other.
 template <class Set, class Term>
 float sum_of(int64_t columns, const Term& term) {

@@ -21,7 +21,7 @@ struct LogitRow {
     const int64_t columns;
     const float scale, softcap;
 
-    float shaped(float value) const {
+    float shaped_value(float value) const {
         const float z = value * scale;
         return Capped ? softcap * std::tanh(z / softcap) : z;
     }
@@ -38,11 +38,7 @@ struct LogitRow {
         }
         z = Set::mul(z, Set::set(scale));
         if (!Capped) return z;
-        // tanh(u) = 1 - 2 / (exp(2 u) + 1)
-        const Vec one = Set::set(1.0f);
-        const Vec power = exponential<Set>(Set::mul(z, Set::set(2 / softcap)));
-        const Vec tanh = Set::sub(one, Set::div(Set::set(2.0f), Set::add(power, one)));
-        return Set::mul(tanh, Set::set(softcap));
+        return Set::mul(hyperbolic_tangent<Set>(Set::div(z, Set::set(softcap))), Set::set(softcap));
     }
 
     // 1 where i's column exists, 0 beyond the last.
@@ -54,7 +50,7 @@ struct LogitRow {
     }
 
     float largest() const {
-        Vec most = shaped(int64_t(0));
+        Vec most = shaped(0);
         for (int64_t i = kLanes; i < columns; i += kLanes) most = Set::max(most, shaped(i));
         float lanes[kLanes];
         Set::store(lanes, most);
@@ -79,7 +75,7 @@ void token_loss_rows_of(const TokenLoss& t, int64_t first, int64_t last) {
         });
         const float rest = std::log(powers), normaliser = most + rest;
         T& raw = row.x[t.labels[number]];
-        const float z = row.shaped(widen(raw));
+        const float z = row.shaped_value(widen(raw));
         const float weight = t.weights == nullptr ? 1.0f : t.weights[number];
         float loss = rest - (1 - t.smoothing) * (z - most) + t.z_loss * normaliser * normaliser;
         if (t.smoothing != 0.0f) {

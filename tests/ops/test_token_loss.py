@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from lorasmith import ops
+from lorasmith.errors import DataError, FormatError
 from lorasmith.ops import Objective, Shaping
 
 SIZES = [(1, 1), (1, 7), (3, 8), (5, 131), (4, 1031)]
@@ -80,6 +81,35 @@ def test_logits_of_an_ordinary_call_stay_as_they_are(native_kernels):
     torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_a_label_beyond_the_columns_is_refused_by_the_kernel(native_kernels):
-    with pytest.raises(ValueError, match="no column"):
-        ops.token_losses_(seeded(2, 8), torch.tensor([0, 8]), gradient=True)
+def test_a_single_column_may_have_any_stride(native_kernels):
+    assert ops.token_losses(seeded(1, 6).T, torch.zeros(6, dtype=torch.long)).eq(0).all()
+
+
+def test_one_position_of_a_sequence_of_logits(native_kernels):
+    logits = seeded(1, 4, 7)[:, -1]
+    assert logits.stride(0) != logits.shape[1]
+    labels = torch.tensor([3])
+    torch.testing.assert_close(ops.token_losses(logits, labels), F.cross_entropy(logits, labels, reduction="none"))
+
+
+@pytest.mark.parametrize("softcap", [30.0, 1e3, 1e6])
+def test_a_wide_cap_is_as_exact_as_a_narrow_one(native_kernels, softcap):
+    logits, labels = seeded(4, 257), torch.arange(4)
+    wide = logits.double()
+    expected = F.cross_entropy(softcap * torch.tanh(wide / softcap), labels, reduction="none")
+    losses = ops.token_losses(logits, labels, shaping=Shaping(softcap))
+    torch.testing.assert_close(losses.double(), expected, rtol=2**-19, atol=2**-19)
+
+
+def test_what_does_not_fit_is_refused():
+    logits, labels = seeded(2, 8), torch.tensor([0, 7])
+    with pytest.raises(DataError, match="label 8 is not one of the 8 classes"):
+        ops.token_losses(logits, labels + 1)
+    with pytest.raises(FormatError, match="int64"):
+        ops.token_losses(logits, labels.int())
+    with pytest.raises(FormatError, match="weights"):
+        ops.token_losses(logits, labels, torch.ones(1))
+    with pytest.raises(FormatError, match="softcap=0"):
+        Shaping(0.0)
+    with pytest.raises(FormatError, match="would be lost"):
+        ops.token_losses_(logits.requires_grad_(), labels, gradient=True)

@@ -105,6 +105,11 @@ def test_a_classifier_is_planned_whole():
     assert found["activations kept for backward"] > 0
 
 
+def test_a_device_without_kernels_of_ours_needs_more_for_its_logits():
+    model = adapted(llama())
+    assert parts(model, device="cuda")["logits and loss"] > parts(model)["logits and loss"]
+
+
 def test_a_plan_survives_its_file_and_its_lines_sum_to_the_total():
     made = plan(adapted(llama()), settings(baseline=123))
     assert MemoryPlan.from_json(made.to_json()) == made

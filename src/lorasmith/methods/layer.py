@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lorasmith.errors import AttachError
-from lorasmith.models.narrow_linear import NarrowLinear
+from lorasmith.models.narrow_linear import PLAIN_LINEARS
 from lorasmith.ops import DenseProduct, Multiplier, Product
 from lorasmith.quantized import QuantizedConv, QuantizedEmbedding, QuantizedLinear, QuantizedWeight
 
@@ -97,7 +97,7 @@ def frozen_product(module: nn.Module, x: Tensor) -> Product | None:
     if _multiplies(type(module)):  # type: ignore[arg-type]
         layer = cast(Multiplier, module)
         return layer.product() if free or layer.working_dtype(x) == x.dtype else None
-    if type(module) not in (nn.Linear, NarrowLinear, Conv1D) or not (free or weight.dtype == x.dtype):
+    if type(module) not in (*PLAIN_LINEARS, Conv1D) or not (free or weight.dtype == x.dtype):
         return None
     return DenseProduct(weight if isinstance(module, nn.Linear) else weight.T)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from lorasmith.models.narrow_linear import PLAIN_LINEARS
 from lorasmith.models.trial import trial
 from lorasmith.ops.cross_entropy import (
     IGNORED,
@@ -46,14 +47,19 @@ class Head:
     scale: float
 
     @property
+    def _plain(self) -> nn.Linear | None:
+        module = self.module
+        return module if isinstance(module, nn.Linear) and type(module) in PLAIN_LINEARS else None
+
+    @property
     def weight(self) -> Tensor | None:
         """[V, D] where the head is a plain linear layer, else None."""
-        return self.module.weight if type(self.module) is nn.Linear else None
+        return self._plain.weight if self._plain is not None else None
 
     @property
     def bias(self) -> Tensor | None:
         """[V] where the head is a plain linear layer that has one."""
-        return self.module.bias if type(self.module) is nn.Linear else None
+        return self._plain.bias if self._plain is not None else None
 
     def nll(
         self, hidden: Tensor, targets: Tensor, objective: Objective = PLAIN, weights: Tensor | None = None

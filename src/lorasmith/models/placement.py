@@ -9,13 +9,14 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lorasmith.models.families import HEADS, ROUTERS
+from lorasmith.models.narrow_linear import PLAIN_LINEARS
 from lorasmith.quantized import QuantizedLinear, Scheme
 
 
 def linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear | Conv1D]]:
     """Every plain linear layer by name; subclasses, which do something more, are not among them."""
     for name, module in model.named_modules():
-        if type(module) is nn.Linear or isinstance(module, Conv1D):
+        if type(module) in PLAIN_LINEARS or isinstance(module, Conv1D):
             yield name, module
 
 

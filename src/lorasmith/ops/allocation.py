@@ -10,6 +10,7 @@ the tensors.
 """
 
 import ctypes
+import os
 import platform
 
 # malloc.h of glibc
@@ -20,7 +21,9 @@ _RETURNED_BYTES = 1 << 20
 
 
 def keep_freed_blocks() -> bool:
-    """Let this process keep freed blocks for its next allocations, from now on; False where the C library is not glibc.
+    """Let this process keep freed blocks for its next allocations, from now on.
+
+    False where the C library is not glibc, or the environment tells it what to do (MALLOC_..., GLIBC_TUNABLES).
 
     The peak is what is alive at once and the gaps between blocks; after it the process does not shrink.
     """
@@ -36,7 +39,10 @@ def return_freed_blocks() -> bool:
 
 
 def _tell(choices: dict[int, int]) -> bool:
-    if platform.libc_ver()[0] != "glibc":
+    told = any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc" in os.environ.get(
+        "GLIBC_TUNABLES", ""
+    )
+    if told or platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return all(mallopt(parameter, value) for parameter, value in choices.items())

@@ -20,7 +20,7 @@ class PlanSettings:
     batch_size is of one micro-batch, length the tokens of one example or pack. optimizer_bytes is the state kept for
     one trainable parameter. autocast is the type that matrix products run in, where it is not the weights' own.
     baseline is the memory of Python and its libraries in bytes; None reads it from this process, and 0 says that only
-    tensors count, as on an accelerator.
+    tensors count, as on an accelerator. device is the type of device that the model will train on.
     Raises PlanError if a size is not positive.
     """
 
@@ -28,9 +28,11 @@ class PlanSettings:
     length: int
     task: Literal["causal", "classification"] = "causal"
     gradient_checkpointing: bool = False
+    return_freed_memory: bool = False
     optimizer_bytes: float = ADAMW_BYTES
     autocast: torch.dtype | None = None
     baseline: int | None = None
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         for field in ("batch_size", "length"):

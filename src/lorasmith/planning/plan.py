@@ -17,13 +17,11 @@ from lorasmith.planning.step_trace import StepMemory, trace_step
 from lorasmith.quantized import QuantizedLinear, QuantizedWeight
 
 # What a process holds beyond its live tensors, fitted with benchmarks/plan_accuracy.py (glibc 2.36, 2 threads): freed
-# blocks that the heap cannot use again, as a share of what a step allocates (few where it returns them at once, as
-# training with gradient checkpointing does: ops/allocation), and the libraries' own buffers.
+# blocks that the heap cannot use again, as a share of what a step allocates (few where it returns them at once:
+# ops/allocation), and the libraries' own buffers.
 HEAP_HOLES = 0.38
 HEAP_HOLES_RETURNED = 0.05
 LIBRARY_BUFFERS = 80 << 20
-
-CPU = torch.device("cpu")
 
 
 def plan(model: PreTrainedModel, settings: PlanSettings) -> MemoryPlan:
@@ -56,7 +54,7 @@ def _process(settings: PlanSettings, allocated: int) -> dict[str, int]:
     if settings.baseline == 0:
         return {}
     baseline = resident_bytes() if settings.baseline is None else settings.baseline
-    holes = HEAP_HOLES_RETURNED if settings.gradient_checkpointing else HEAP_HOLES
+    holes = HEAP_HOLES_RETURNED if settings.return_freed_memory else HEAP_HOLES
     return {
         "holes in the heap": round(holes * allocated),
         "Python and its libraries": baseline + LIBRARY_BUFFERS,
@@ -86,20 +84,21 @@ def _bytes(tensors: Sequence[Tensor]) -> int:
 
 
 def _head_bytes(head: nn.Module, step: StepMemory, settings: PlanSettings) -> int:
-    weight = head.weight
+    weight, device = head.weight, torch.device(settings.device)
     assert isinstance(weight, Tensor)
     vocabulary, width = head.shape if isinstance(head, QuantizedWeight) else weight.shape
     rows = min(settings.batch_size * settings.length, default_chunk(vocabulary))
     if isinstance(head, QuantizedWeight):
-        logits = module_workspace(rows, vocabulary, settings.autocast or head.dtype, CPU)
+        logits = module_workspace(rows, vocabulary, settings.autocast or head.dtype, device)
     else:
-        logits = linear_workspace(rows, vocabulary, width, weight.dtype, CPU)
+        logits = linear_workspace(rows, vocabulary, width, weight.dtype, device)
     return logits + step.hidden
 
 
 def _dequantized_bytes(model: nn.Module, settings: PlanSettings) -> int:
+    device = torch.device(settings.device)
     sizes: list[int] = [
-        prod(layer.shape) * product_dtype(settings.autocast or layer.compute_dtype or layer.dtype, CPU).itemsize
+        prod(layer.shape) * product_dtype(settings.autocast or layer.compute_dtype or layer.dtype, device).itemsize
         for layer in model.modules()
         if isinstance(layer, QuantizedLinear)
     ]

@@ -117,9 +117,11 @@ def predict_memory(model: PreTrainedModel, recipe: Recipe, dataset: Dataset, dev
         length=recipe.data.max_length if packs else dataset.longest,
         task=recipe.task,
         gradient_checkpointing=recipe.training.gradient_checkpointing,
+        return_freed_memory=recipe.training.return_freed_memory,
         autocast=autocast_dtype(model, recipe.training.dtype),
         # the process's own memory does not lie on an accelerator
         baseline=None if device.type == "cpu" else 0,
+        device=device.type,
     )
     try:
         # as the run will have them

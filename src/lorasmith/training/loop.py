@@ -75,8 +75,8 @@ def run(
     loss is by default that of a causal language model. evaluate is called in evaluation mode, and its numbers are
     logged with the prefix eval_. metrics.jsonl is always written. With resume the newest whole checkpoint is
     continued: on the same machine with the same thread count every later number is bit-equal to an uninterrupted run.
-    The global random generators are seeded, or restored. On a CPU the process keeps freed memory from here on, or with
-    gradient checkpointing returns it at once.
+    The global random generators are seeded, or restored. On a CPU the process keeps freed memory from here on, or
+    returns it at once (settings.return_freed_memory).
     Raises RunError where a step cannot be taken (earlier checkpoints stay), RecipeError for a used folder.
     """
     if not resume:
@@ -85,8 +85,7 @@ def run(
     if not parameters:
         raise RunError("the model has no parameter that requires a gradient; attach an adapter before training")
     if next(iter(parameters.values())).device.type == "cpu":
-        # who recomputes layers has chosen memory over time
-        (return_freed_blocks if settings.gradient_checkpointing else keep_freed_blocks)()
+        (return_freed_blocks if settings.return_freed_memory else keep_freed_blocks)()
     random_state.seed_all(settings.seed)
     optimizer = build(parameters, settings)
     loss = loss or loss_for(model, "causal", settings.objective)

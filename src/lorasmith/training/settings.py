@@ -52,6 +52,7 @@ class TrainingSettings:
     eps: float = 1e-8
     dtype: Precision = "auto"
     gradient_checkpointing: bool = False
+    return_freed_memory: bool = False
     evaluate_every: int | None = None
     save_every: int | None = 200
     log_every: int = 1

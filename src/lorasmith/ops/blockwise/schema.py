@@ -26,7 +26,7 @@ define("dequantize_blockwise_out", f"({STORED_ARGUMENTS}, Tensor(a!) out) -> ()"
 class Nested:
     """How the scales themselves are stored: scale = codebook[code] x scales[block // blocksize] + offset.
 
-    scales f32 [ceil(blocks / blocksize)], offset f32 scalar tensor, codebook f32 [256].
+    scales f32 [ceil(blocks / blocksize)], offset f32 of one element, codebook f32 [256].
     """
 
     scales: Tensor

@@ -32,7 +32,7 @@ class Form:
 
     @property
     def how(self) -> dict[str, Any]:
-        """The arguments of token_losses."""
+        """The keyword arguments of token_losses."""
         return {"shaping": self.shaping, "objective": self.objective}
 
     def chunks(self, rows: int) -> Iterator[slice]:
@@ -71,9 +71,10 @@ class _Factor:
     def product_(self, hidden_CD: Tensor, bias_V: Tensor | None, logits_CV: Tensor) -> None:
         """Fill logits_CV."""
         for columns, tile_WD in self.tiles():
-            torch.mm(hidden_CD, tile_WD.T, out=logits_CV[:, columns])
-        if bias_V is not None:
-            logits_CV += bias_V
+            if bias_V is None:
+                torch.mm(hidden_CD, tile_WD.T, out=logits_CV[:, columns])
+            else:
+                torch.addmm(bias_V[columns], hidden_CD, tile_WD.T, out=logits_CV[:, columns])
 
     def product_back(self, gradient_CV: Tensor) -> Tensor:
         """The gradient to hidden [C, D]."""
@@ -113,8 +114,9 @@ def linear_workspace(rows: int, vocabulary: int, width: int, dtype: torch.dtype,
 
 def module_workspace(rows: int, vocabulary: int, dtype: torch.dtype, device: torch.device) -> int:
     """Bytes that rows of logits in dtype need at their highest moment under a head that is any module."""
-    # the module's logits, then the gradient with its f32 multiple
-    return rows * vocabulary * max(dtype.itemsize + loss_bytes(dtype, device.type), dtype.itemsize + 4)
+    # forward: the module's logits and their copy; backward: the gradient, its f32 multiple, that in the logits' type
+    backward = dtype.itemsize + 4 + (0 if dtype == torch.float32 else dtype.itemsize)
+    return rows * vocabulary * max(dtype.itemsize + loss_bytes(dtype, device.type), backward)
 
 
 def linear_losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: Rows, form: Form) -> Tensor:

@@ -129,7 +129,7 @@ def _supervised(hidden: Tensor, labels: Tensor, weights: Tensor | None, vocabula
         )
     if weights is not None and weights.shape != labels.shape:
         raise FormatError(f"weights {tuple(weights.shape)} do not fit labels {tuple(labels.shape)}; give one for each")
-    flat = labels.reshape(-1)
+    flat = labels.reshape(-1).long()
     index = (flat != IGNORED).nonzero().squeeze(1)
     rows = Rows(flat[index], index, None if weights is None else weights.detach().reshape(-1)[index])
     _check_labels(rows.labels, vocabulary)

@@ -18,7 +18,8 @@ def narrow_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if not fits or (bias is not None and bias.shape != weight.shape[:1]):
         held = None if bias is None else list(bias.shape)
         raise FormatError(f"x {list(x.shape)} and bias {held} do not fit a weight of shape {list(weight.shape)}")
-    return torch.ops.lorasmith.narrow_linear.default(x, weight, bias)
+    with torch.no_grad():
+        return torch.ops.lorasmith.narrow_linear.default(x, weight, bias)
 
 
 implement_fake("narrow_linear", lambda x, weight, bias: x.new_empty(*x.shape[:-1], weight.shape[0]))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lorasmith.errors import FormatError
+from lorasmith.errors import DataError, FormatError
 from lorasmith.ops.library import NATIVE_KERNELS, define, implement_fake
 
 define(
@@ -46,10 +46,14 @@ PLAIN = Objective()
 
 @dataclass(frozen=True)
 class Shaping:
-    """What a model does to the output of its head before the softmax."""
+    """What a model does to the output of its head before the softmax. Raises FormatError for a softcap of 0 or less."""
 
     softcap: float | None = None
     scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.softcap is not None and not 0 < self.softcap < math.inf:
+            raise FormatError(f"softcap={self.softcap} must be above 0, or None for none")
 
 
 def token_losses_(
@@ -63,22 +67,47 @@ def token_losses_(
 ) -> Tensor:
     """Losses [N], at least f32, of logits [N, V] under labels int64 [N], each times weights [N].
 
-    The logits are lost: with gradient, each row's loss's gradient to them takes their place.
+    The logits are lost: with gradient, each row's loss's gradient to them takes their place. A step of an autograd
+    function, without a gradient of its own. Raises FormatError for logits that autograd still needs, and for shapes or
+    labels that do not fit.
     """
+    if logits.requires_grad and torch.is_grad_enabled():
+        raise FormatError("logits that require a gradient would be lost; use token_losses")
+    _check(logits, labels, weights)
     asked = (shaping.softcap, shaping.scale, objective.label_smoothing, objective.z_loss, gradient)
     return torch.ops.lorasmith.token_loss_.default(logits, labels, weights, *asked)
 
 
 def token_losses(logits: Tensor, labels: Tensor, weights: Tensor | None = None, **how: Any) -> Tensor:
-    """As token_losses_, of logits that stay as they are and get their gradient in the ordinary way."""
+    """As token_losses_, of logits that stay as they are and get their gradient in the ordinary way; weights get none.
+
+    Raises DataError for a label beyond the columns.
+    """
+    _check(logits, labels, weights)
+    if labels.numel() > 0:
+        low, high = torch.aminmax(labels)
+        for label in (int(low), int(high)):
+            if not 0 <= label < logits.shape[1]:
+                raise DataError(f"label {label} is not one of the {logits.shape[1]} classes that the logits are of")
+    weights = None if weights is None else weights.detach()
     if not torch.is_grad_enabled():
         return token_losses_(logits.clone(), labels, weights, **how, gradient=False)
     return _TokenLosses.apply(logits, labels, weights, how)
 
 
+def _check(logits: Tensor, labels: Tensor, weights: Tensor | None) -> None:
+    if logits.dim() != 2 or labels.shape != logits.shape[:1] or labels.dtype != torch.int64:
+        raise FormatError(
+            f"labels {labels.dtype} {list(labels.shape)} do not fit logits {list(logits.shape)}: logits must be [N, V] "
+            "and labels torch.int64 [N]"
+        )
+    if weights is not None and weights.shape != labels.shape:
+        raise FormatError(f"weights {list(weights.shape)} do not fit labels {list(labels.shape)}; give one for each")
+
+
 def loss_bytes(dtype: torch.dtype, device: str) -> int:
-    """Bytes a logit in dtype at the highest moment of token_losses_ on a type of device, the logit itself included."""
-    if device in NATIVE_KERNELS["token_loss_"]:
+    """Bytes a logit in dtype at the highest moment of token_losses_, the logit included, where there is no softcap."""
+    if device in NATIVE_KERNELS["token_loss_"] and dtype in (torch.float32, torch.bfloat16):
         return dtype.itemsize
     # the reference holds an f32 logit, and the exponential that its normaliser needs
     return 8 if dtype == torch.float32 else dtype.itemsize + 8
