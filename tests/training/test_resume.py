@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import lorasmith
+
 SCRIPT = Path(__file__).with_name("killed_run.py")
 TIMED = ("time", "tokens_per_second", "memory_bytes", "memory_peak_bytes")
 
@@ -38,7 +40,8 @@ def metrics(folder):
 
 
 def killed(folder: Path, moment: str) -> None:
-    path = os.pathsep.join([str(Path(__file__).parents[2] / "src"), os.environ.get("PYTHONPATH", "")])
+    # the very package that runs here: the source tree may lack the kernels that an installed one has
+    path = os.pathsep.join([str(Path(lorasmith.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, str(SCRIPT), str(folder), moment],
         env=os.environ | {"PYTHONPATH": path},
