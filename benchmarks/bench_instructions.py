@@ -23,11 +23,10 @@ from typing import Any
 
 import adapted_models
 import torch
-from bench_step import SIZES
 from contest import KEEP_FREED, Contest, Contestant, Turn, command_line, work
 from cut_tokenizer import write_tokenizer
 from instruction_data import epoch_padding_shares, instructions, shuffled, spread
-from make_checkpoint import make_checkpoint
+from make_checkpoint import SHAPES, make_checkpoint
 from quiet import machine
 from results import peers, save, table
 from shared import SHARED, absence
@@ -178,7 +177,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="lorasmith-instructions-") as temporary:
         folder = SHARED / "models" / chosen.model if chosen.model == REAL else chosen.folder or Path(temporary)
         if not (folder / "config.json").exists():
-            shape = SIZES[RANDOM].shape
+            shape = SHAPES[RANDOM]
             make_checkpoint(folder, shape)
             write_tokenizer(folder, shape.vocabulary)
         lengths = [len(example) for example in instructions(folder)]

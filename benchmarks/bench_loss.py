@@ -18,8 +18,7 @@ from typing import Any
 
 import adapted_models
 import torch
-from bench_step import SIZES
-from make_checkpoint import make_checkpoint
+from make_checkpoint import SHAPES, make_checkpoint
 from quiet import machine
 from real_text import random_windows, windows
 from results import peers, save
@@ -56,7 +55,7 @@ def checkpoint(case: Case, temporary: Path) -> Path:
         return SHARED / "models" / case.model
     folder = temporary / case.model
     if not folder.exists():
-        make_checkpoint(folder, SIZES[case.model].shape)
+        make_checkpoint(folder, SHAPES[case.model])
     return folder
 
 

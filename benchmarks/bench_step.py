@@ -20,13 +20,11 @@ from typing import Any
 import adapted_models
 import torch
 from contest import KEEP_FREED, Contest, Contestant, Turn, command_line, work
+from figures import CHECKPOINTED, OURS, RETURNED
 from limits import limits, matmul_limit
 from make_checkpoint import SHAPES, Shape, make_checkpoint
 from quiet import machine
 from results import peers, save, table
-
-CHECKPOINTED = "ours, NF4 + DQ, checkpointing"
-RETURNED = f"{CHECKPOINTED}, freed memory returned"
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def pefts(dtype: torch.dtype, **how: bool) -> Callable[[Path], Turn]:
 
 
 CONTESTANTS = {
-    "ours, NF4 + DQ": Contestant(ours()),
+    OURS: Contestant(ours()),
     CHECKPOINTED: Contestant(ours(checkpointing=True)),
     RETURNED: Contestant(ours(checkpointing=True, return_freed=True)),
     "ours, bf16 base": Contestant(ours(quantized=False)),

@@ -62,13 +62,6 @@ def made_on(about: Mapping[str, Any]) -> str:
     return f"{about['processor']}, {vectors}, {about['date']}{noise}"
 
 
-def _ratio(peer: Mapping[str, Any], ours: Mapping[str, Any], key: str) -> float:
-    """Peer's over ours; of seconds as measured within the peer's own heat, for another heat saw another machine."""
-    if key == "seconds" and "ratio" in peer and "ratio" in ours:
-        return peer["ratio"] / ours["ratio"]
-    return peer[key] / ours[key]
-
-
 def contest_line(figure: Figure, about: Mapping[str, Any]) -> Sequence[str]:
     rows = [row for row in about["rows"] if all(row[key] == value for key, value in figure.where.items())]
     named = {row["name"]: row for row in rows}
@@ -77,9 +70,10 @@ def contest_line(figure: Figure, about: Mapping[str, Any]) -> Sequence[str]:
     if ours is None or ours["note"] == "over":
         return (name, shown(ours, figure.key), *[NOTHING] * 4, figure.goal.text or NOTHING, made_on(about))
     peers = [named[name] for name in figure.peers if name in named]
-    # of memory as well it is the fastest peer's that counts
-    best = min(peers, key=lambda row: row["seconds"], default=None)
-    ratio = None if best is None else _ratio(best, ours, figure.key)
+    # of memory as well it is the fastest peer's that counts; speeds compare within a heat, as the rows' ratios do
+    best = min(peers, key=lambda row: row["ratio"], default=None)
+    compared = "ratio" if figure.key == "seconds" else figure.key
+    ratio = None if best is None else best[compared] / ours[compared]
     share = ours.get("share_of_limit") if figure.key == "seconds" else None
     default, best_shown = NOTHING, NOTHING
     if figure.peers:

@@ -71,15 +71,22 @@ class Head:
         A head with hooks, adapters or quantized storage is called as the module that it is.
         """
         asked: Any = {**self._shaping, "objective": objective, "weights": weights}
-        if self.weight is None or _hooked(self.module):
+        weight = self._product_weight
+        if weight is None:
             return head_cross_entropy(hidden, self.module, targets, vocabulary=self.vocabulary, **asked)
-        return linear_cross_entropy(hidden, self.weight, targets, head_bias=self.bias, **asked)
+        return linear_cross_entropy(hidden, weight, targets, head_bias=self.bias, **asked)
 
     def token_nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """The negative log likelihood of each of targets [N] after hidden [N, D], without gradients; at least f32."""
-        if self.weight is None or _hooked(self.module):
+        weight = self._product_weight
+        if weight is None:
             return head_token_losses(hidden, self.module, targets, vocabulary=self.vocabulary, **self._shaping)
-        return linear_token_losses(hidden, self.weight, targets, head_bias=self.bias, **self._shaping)
+        return linear_token_losses(hidden, weight, targets, head_bias=self.bias, **self._shaping)
+
+    @property
+    def _product_weight(self) -> Tensor | None:
+        """The weight, where multiplying by it is all that the module does."""
+        return None if _hooked(self.module) else self.weight
 
     @property
     def _shaping(self) -> dict[str, Any]:

@@ -22,7 +22,12 @@ from lorasmith.ops.adapted_linear.product import BlockwiseProduct, DenseProduct,
 from lorasmith.ops.adapted_linear.schema import LowRank, adapted_linear
 from lorasmith.ops.blockwise.schema import Nested, dequantize_blockwise, double_quantize, quantize_blockwise
 from lorasmith.ops.blockwise_linear.schema import blockwise_linear
-from lorasmith.ops.cross_entropy import head_cross_entropy, linear_cross_entropy, linear_token_losses
+from lorasmith.ops.cross_entropy import (
+    head_cross_entropy,
+    head_token_losses,
+    linear_cross_entropy,
+    linear_token_losses,
+)
 from lorasmith.ops.gated_activation.schema import Activation, gated_activation, gated_activation_packed
 from lorasmith.ops.narrow_linear.schema import narrow_linear
 from lorasmith.ops.rms_norm.schema import rms_norm
@@ -50,6 +55,7 @@ __all__ = [
     "gated_activation",
     "gated_activation_packed",
     "head_cross_entropy",
+    "head_token_losses",
     "kernel_status",
     "linear_cross_entropy",
     "linear_token_losses",

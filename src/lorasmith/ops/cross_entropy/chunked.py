@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lorasmith.ops.precision import product_dtype
 from lorasmith.ops.scratch import borrowed
-from lorasmith.ops.token_loss.schema import Objective, Shaping, loss_bytes, token_losses, token_losses_
+from lorasmith.ops.token_loss.schema import Objective, Shaping, differentiable_losses, loss_bytes, token_losses_
 
 TILE_ELEMENTS = 1 << 22
 """Of a head's weight that are widened at once: 16 MiB in f32."""
@@ -29,11 +29,6 @@ class Form:
     shaping: Shaping
     objective: Objective
     chunk: int
-
-    @property
-    def how(self) -> dict[str, Any]:
-        """The keyword arguments of token_losses."""
-        return {"shaping": self.shaping, "objective": self.objective}
 
     def chunks(self, rows: int) -> Iterator[slice]:
         """Slices that cover rows."""
@@ -49,6 +44,11 @@ class Rows:
     weights: Tensor | None  # [S], what each loss counts
 
 
+def _tile_rows(vocabulary: int, width: int) -> int:
+    """Rows of a head's weight that are widened at once."""
+    return min(vocabulary, max(1, TILE_ELEMENTS // width))
+
+
 @dataclass(frozen=True)
 class _Factor:
     """A head's weight [V, D] in the type of its product."""
@@ -62,7 +62,7 @@ class _Factor:
         if self.dtype == self.weight_VD.dtype:
             yield slice(0, vocabulary), self.weight_VD
             return
-        most = min(vocabulary, max(1, TILE_ELEMENTS // width))
+        most = _tile_rows(vocabulary, width)
         with borrowed((most, width), self.dtype, self.weight_VD.device) as buffer:
             for start in range(0, vocabulary, most):
                 part_WD = self.weight_VD[start : start + most]
@@ -108,7 +108,7 @@ class _Gradients:
 def linear_workspace(rows: int, vocabulary: int, width: int, dtype: torch.dtype, device: torch.device) -> int:
     """Bytes that rows of logits need at their highest moment under a linear head of dtype."""
     product = product_dtype(dtype, device)
-    tile = 0 if product == dtype else min(vocabulary * width, TILE_ELEMENTS) * product.itemsize
+    tile = 0 if product == dtype else _tile_rows(vocabulary, width) * width * product.itemsize
     return rows * vocabulary * loss_bytes(product, device.type) + tile
 
 
@@ -137,7 +137,7 @@ def head_losses(hidden: Tensor, head: Callable[[Tensor], Tensor], rows: Rows, fo
     """Losses [C] of each chunk of the rows of hidden [N, D] under any head; logits are made again in the backward."""
 
     def losses_of(hidden_CD: Tensor, labels_C: Tensor, weights_C: Tensor | None) -> Tensor:
-        return token_losses(head(hidden_CD), labels_C, weights_C, **form.how)
+        return differentiable_losses(head(hidden_CD), labels_C, weights_C, form.shaping, form.objective)
 
     hidden_SD = hidden.index_select(0, rows.index)
     for chunk in form.chunks(len(rows.index)):
@@ -173,12 +173,13 @@ def _linear_forward(
     factor = _Factor(weight, product_dtype(weight.dtype, weight.device))
     low_bias = None if bias is None else bias.to(factor.dtype)
     buffer = torch.empty(min(form.chunk, supervised), vocabulary, dtype=factor.dtype, device=hidden.device)
+    asked: Any = {"shaping": form.shaping, "objective": form.objective, "gradient": any(needs)}
     for chunk in form.chunks(supervised):
         hidden_CD = hidden.index_select(0, rows.index[chunk]).to(factor.dtype)
         logits_CV = buffer[: len(hidden_CD)]
         factor.product_(hidden_CD, low_bias, logits_CV)
         weights_C = None if rows.weights is None else rows.weights[chunk]
-        losses_S[chunk] = token_losses_(logits_CV, rows.labels[chunk], weights_C, **form.how, gradient=any(needs))
+        losses_S[chunk] = token_losses_(logits_CV, rows.labels[chunk], weights_C, **asked)
         if any(needs):
             gradients.add_(chunk, logits_CV, hidden_CD, factor)
     return losses_S, gradients

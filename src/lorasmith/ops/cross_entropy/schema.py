@@ -13,7 +13,7 @@ from torch import Tensor
 from lorasmith.errors import DataError, FormatError
 from lorasmith.ops.cross_entropy import chunked
 from lorasmith.ops.cross_entropy.chunked import Form, Rows
-from lorasmith.ops.token_loss.schema import PLAIN, Objective, Shaping
+from lorasmith.ops.token_loss.schema import PLAIN, Objective, Shaping, stray_label
 
 IGNORED = -100
 """The label of a row that carries no loss."""
@@ -44,9 +44,9 @@ def linear_cross_entropy(
     Raises DataError for a label outside the vocabulary, FormatError for shapes that do not fit.
     """
     _check_weight(head_weight, hidden)
-    rows = _supervised(hidden, labels, weights, vocabulary=len(head_weight))
-    form = Form(Shaping(softcap, scale), objective, chunk or default_chunk(len(head_weight)))
-    nll = chunked.linear_nll(hidden.reshape(-1, hidden.shape[-1]), head_weight, head_bias, rows, form)
+    form = _form(softcap, scale, objective, chunk, len(head_weight))
+    hidden_ND, rows = _supervised(hidden, labels, weights, len(head_weight))
+    nll = chunked.linear_nll(hidden_ND, head_weight, head_bias, rows, form)
     return nll, rows.labels.numel()
 
 
@@ -65,9 +65,9 @@ def linear_token_losses(
     For evaluation: without gradients.
     """
     _check_weight(head_weight, hidden)
-    rows = _supervised(hidden, labels, None, vocabulary=len(head_weight))
-    form = Form(Shaping(softcap, scale), PLAIN, chunk or default_chunk(len(head_weight)))
-    return chunked.linear_losses(hidden.reshape(-1, hidden.shape[-1]), head_weight, head_bias, rows, form)
+    form = _form(softcap, scale, PLAIN, chunk, len(head_weight))
+    hidden_ND, rows = _supervised(hidden, labels, None, len(head_weight))
+    return chunked.linear_losses(hidden_ND, head_weight, head_bias, rows, form)
 
 
 def head_cross_entropy(
@@ -87,9 +87,9 @@ def head_cross_entropy(
     Each chunk's logits are made once in the forward and once more in the backward; parameters inside the head get
     their gradients in the ordinary way.
     """
-    rows = _supervised(hidden, labels, weights, vocabulary=vocabulary)
-    form = Form(Shaping(softcap, scale), objective, chunk or default_chunk(vocabulary))
-    return chunked.head_nll(hidden.reshape(-1, hidden.shape[-1]), head, rows, form), rows.labels.numel()
+    form = _form(softcap, scale, objective, chunk, vocabulary)
+    hidden_ND, rows = _supervised(hidden, labels, weights, vocabulary)
+    return chunked.head_nll(hidden_ND, head, rows, form), rows.labels.numel()
 
 
 def head_token_losses(
@@ -103,10 +103,10 @@ def head_token_losses(
     chunk: int | None = None,
 ) -> Tensor:
     """As linear_token_losses, for a head that is any callable [rows, D] -> [rows, V]."""
-    rows = _supervised(hidden, labels, None, vocabulary=vocabulary)
-    form = Form(Shaping(softcap, scale), PLAIN, chunk or default_chunk(vocabulary))
+    form = _form(softcap, scale, PLAIN, chunk, vocabulary)
+    hidden_ND, rows = _supervised(hidden, labels, None, vocabulary)
     with torch.no_grad():
-        parts = list(chunked.head_losses(hidden.reshape(-1, hidden.shape[-1]), head, rows, form))
+        parts = list(chunked.head_losses(hidden_ND, head, rows, form))
     return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.promote_types(hidden.dtype, torch.float32))
 
 
@@ -122,7 +122,12 @@ def _check_weight(weight: Tensor, hidden: Tensor) -> None:
         )
 
 
-def _supervised(hidden: Tensor, labels: Tensor, weights: Tensor | None, vocabulary: int) -> Rows:
+def _form(softcap: float | None, scale: float, objective: Objective, chunk: int | None, vocabulary: int) -> Form:
+    return Form(Shaping(softcap, scale), objective, chunk or default_chunk(vocabulary))
+
+
+def _supervised(hidden: Tensor, labels: Tensor, weights: Tensor | None, vocabulary: int) -> tuple[Tensor, Rows]:
+    """hidden with one leading axis, and its rows that have a label."""
     if labels.shape != hidden.shape[:-1]:
         raise FormatError(
             f"labels {tuple(labels.shape)} do not fit hidden {tuple(hidden.shape)}; give one label for each row"
@@ -132,17 +137,10 @@ def _supervised(hidden: Tensor, labels: Tensor, weights: Tensor | None, vocabula
     flat = labels.reshape(-1).long()
     index = (flat != IGNORED).nonzero().squeeze(1)
     rows = Rows(flat[index], index, None if weights is None else weights.detach().reshape(-1)[index])
-    _check_labels(rows.labels, vocabulary)
-    return rows
-
-
-def _check_labels(labels: Tensor, vocabulary: int) -> None:
-    if labels.numel() == 0:
-        return
-    low, high = torch.aminmax(labels)
-    for label in (int(low), int(high)):
-        if not 0 <= label < vocabulary:
-            raise DataError(
-                f"label {label} is outside the vocabulary of {vocabulary}; use the model's own tokenizer, "
-                f"or resize its embeddings, or {IGNORED} for no loss"
-            )
+    stray = stray_label(rows.labels, vocabulary)
+    if stray is not None:
+        raise DataError(
+            f"label {stray} is outside the vocabulary of {vocabulary}; use the model's own tokenizer, "
+            f"or resize its embeddings, or {IGNORED} for no loss"
+        )
+    return hidden.reshape(-1, hidden.shape[-1]), rows

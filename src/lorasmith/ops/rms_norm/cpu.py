@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lorasmith.ops.library import implement_native
-from lorasmith.ops.native import FLOATS, extension, kernels, level
+from lorasmith.ops.native import FLOATS, extension, kernels, level, plain
 from lorasmith.ops.rms_norm import reference
 
 
@@ -12,12 +12,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, plus_one: bool, rounds_first
     """y [N, D] and the factors f32 [N]; see schema.py."""
     if x.dtype not in FLOATS or x.numel() == 0:
         return reference.rms_norm(x, weight, eps, plus_one, rounds_first)
-    x_ND = x.detach().contiguous().view(-1, weight.shape[0])
+    x_ND = plain(x).view(-1, weight.shape[0])
     y = torch.empty(x.shape, dtype=x.dtype)
     rms = torch.empty(x.shape[:-1], dtype=torch.float32)
     threads = torch.get_num_threads()
-    weight, out = weight.detach().contiguous(), y.view(x_ND.shape)
-    kernels().rms_norm(x_ND, weight, rms.view(-1), out, eps, plus_one, rounds_first, threads, level())
+    weight, out = plain(weight), y.view(x_ND.shape)
+    kernels().rms_norm(x_ND, weight, rms, out, eps, plus_one, rounds_first, threads, level())
     return y, rms
 
 
@@ -28,16 +28,16 @@ def rms_norm_backward(
     if x.dtype not in FLOATS or x.numel() == 0:
         return reference.rms_norm_backward(grad, x, weight, rms, plus_one, rounds_first, weight_trains)
     width, threads = weight.shape[0], torch.get_num_threads()
-    x_ND = x.detach().contiguous().view(-1, width)
-    grad_ND = grad.contiguous().view(-1, width)
+    x_ND = plain(x).view(-1, width)
+    grad_ND = plain(grad).view(-1, width)
     grad_x = torch.empty(x.shape, dtype=x.dtype)
     # the sums of each thread's rows
     sums = torch.zeros(threads if weight_trains else 0, width)
     kernels().rms_norm_backward(
         grad_ND,
         x_ND,
-        weight.detach().contiguous(),
-        rms.contiguous().view(-1),
+        plain(weight),
+        plain(rms),
         grad_x.view(x_ND.shape),
         sums,
         plus_one,

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from lorasmith.errors import DataError, FormatError
 from lorasmith.ops.library import NATIVE_KERNELS, define, implement_fake
+from lorasmith.ops.native import FLOATS
 
 define(
     "token_loss_",
@@ -78,21 +79,40 @@ def token_losses_(
     return torch.ops.lorasmith.token_loss_.default(logits, labels, weights, *asked)
 
 
-def token_losses(logits: Tensor, labels: Tensor, weights: Tensor | None = None, **how: Any) -> Tensor:
+def token_losses(
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor | None = None,
+    *,
+    shaping: Shaping = Shaping(),
+    objective: Objective = PLAIN,
+) -> Tensor:
     """As token_losses_, of logits that stay as they are and get their gradient in the ordinary way; weights get none.
 
     Raises DataError for a label beyond the columns.
     """
     _check(logits, labels, weights)
-    if labels.numel() > 0:
-        low, high = torch.aminmax(labels)
-        for label in (int(low), int(high)):
-            if not 0 <= label < logits.shape[1]:
-                raise DataError(f"label {label} is not one of the {logits.shape[1]} classes that the logits are of")
-    weights = None if weights is None else weights.detach()
+    stray = stray_label(labels, logits.shape[1])
+    if stray is not None:
+        raise DataError(f"label {stray} is not one of the {logits.shape[1]} classes that the logits are of")
+    return differentiable_losses(logits, labels, weights, shaping, objective)
+
+
+def differentiable_losses(
+    logits: Tensor, labels: Tensor, weights: Tensor | None, shaping: Shaping, objective: Objective
+) -> Tensor:
+    """token_losses of labels that were looked through."""
     if not torch.is_grad_enabled():
-        return token_losses_(logits.clone(), labels, weights, **how, gradient=False)
-    return _TokenLosses.apply(logits, labels, weights, how)
+        return token_losses_(logits.clone(), labels, weights, shaping=shaping, objective=objective, gradient=False)
+    return _TokenLosses.apply(logits, labels, None if weights is None else weights.detach(), shaping, objective)
+
+
+def stray_label(labels: Tensor, classes: int) -> int | None:
+    """A label that is not from 0 to below classes, or None where all are."""
+    if labels.numel() == 0:
+        return None
+    low, high = torch.aminmax(labels)
+    return next((label for label in (int(low), int(high)) if not 0 <= label < classes), None)
 
 
 def _check(logits: Tensor, labels: Tensor, weights: Tensor | None) -> None:
@@ -107,7 +127,7 @@ def _check(logits: Tensor, labels: Tensor, weights: Tensor | None) -> None:
 
 def loss_bytes(dtype: torch.dtype, device: str) -> int:
     """Bytes a logit in dtype at the highest moment of token_losses_, the logit included, where there is no softcap."""
-    if device in NATIVE_KERNELS["token_loss_"] and dtype in (torch.float32, torch.bfloat16):
+    if device in NATIVE_KERNELS["token_loss_"] and dtype in FLOATS:
         return dtype.itemsize
     # the reference holds an f32 logit, and the exponential that its normaliser needs
     return 8 if dtype == torch.float32 else dtype.itemsize + 8
@@ -115,17 +135,20 @@ def loss_bytes(dtype: torch.dtype, device: str) -> int:
 
 class _TokenLosses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, weights: Tensor | None, how: dict[str, Any]) -> Tensor:
-        copy_NV = logits.detach().clone()
-        losses_N = token_losses_(copy_NV, labels, weights, **how, gradient=ctx.needs_input_grad[0])
-        ctx.save_for_backward(copy_NV if ctx.needs_input_grad[0] else None)
+    def forward(
+        ctx: Any, logits: Tensor, labels: Tensor, weights: Tensor | None, shaping: Shaping, objective: Objective
+    ) -> Tensor:
+        copy_NV, needed = logits.detach().clone(), ctx.needs_input_grad[0]
+        losses_N = token_losses_(copy_NV, labels, weights, shaping=shaping, objective=objective, gradient=needed)
+        ctx.save_for_backward(copy_NV if needed else None)
         return losses_N
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, ...]:
         (gradient_NV,) = ctx.saved_tensors
-        return None if gradient_NV is None else (gradient_NV * grad_N[:, None]).to(gradient_NV.dtype), None, None, None
+        grad = None if gradient_NV is None else (gradient_NV * grad_N[:, None]).to(gradient_NV.dtype)
+        return grad, None, None, None, None
 
 
 def _fake(logits: Tensor, *others: Any) -> Tensor:
