@@ -2,7 +2,7 @@
 
 Batches of ours and theirs alternate (alternating.py). GB/s is the traffic that the operation cannot avoid, read and
 written, and its share is of a plain copy measured in the same run; weights that fit the last cache can exceed it.
-Prints one table and writes benchmarks/results/kernels.json.
+Prints one table and writes benchmarks/results/kernels.json, or kernels_avx2.json and the like without AVX-512.
 """
 
 import argparse
@@ -23,10 +23,16 @@ from torch.nn import functional as F
 from lorasmith import ops
 from lorasmith.atomic import write_text
 from lorasmith.formats import dynamic_map, formats
+from lorasmith.ops.native import level
 
-RESULT = Path(__file__).parent / "results" / "kernels.json"
+FOLDER = Path(__file__).parent / "results"
 SHAPES = ("4096x4096", "5632x2048")
 BLOCKSIZE = 64
+
+
+def result_file() -> Path:
+    """Where the figures of this processor's instruction set are kept: AVX-512's do not give way to another's."""
+    return FOLDER / ("kernels.json" if level() == "avx512" else f"kernels_{level()}.json")
 
 
 @dataclass(frozen=True)
@@ -213,7 +219,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="*", default=SHAPES, help="of the matrix, ROWSxCOLUMNS")
     parser.add_argument("--batches", type=int, default=9, help="accepted batches of each")
     parser.add_argument("--accept-noise", action="store_true", help="reject nothing: for development, not for figures")
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--out", type=Path, default=result_file(), help="by default one file an instruction set")
     arguments = parser.parse_args()
 
     guarded = can_reject() and not arguments.accept_noise

@@ -1,24 +1,25 @@
-"""Predicted against measured memory of `lorasmith train`, on five configurations.
+"""Predicted against measured memory of `lorasmith train`, on six configurations.
 
 Each configuration is a random checkpoint and a recipe. The prediction is plan.json, written before the weights are
-loaded; the measurement is the highest resident memory of that same process, as the kernel reports it to its parent.
+loaded; the measurement is the highest resident memory of that same process (VmHWM).
 
     python benchmarks/plan_accuracy.py [--only NAME] [--keep FOLDER]
 """
 
 import argparse
 import json
-import os
 import random
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from resident import Resident
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 from transformers import PreTrainedTokenizerFast as FastTokenizer
@@ -74,6 +75,14 @@ CONFIGURATIONS = [
         quantization="nf4",
         training={"gradient_checkpointing": True},
     ),
+    Configuration(
+        "134M, QLoRA, checkpointing, memory returned",
+        LLAMA_134M,
+        4,
+        256,
+        quantization="nf4",
+        training={"gradient_checkpointing": True, "return_freed_memory": True},
+    ),
     Configuration("134M, LoRA in bf16, 4 x 256", LLAMA_134M, 4, 256),
     Configuration("8M, LoRA in f32, 16 x 128", NOVELS_8M, 16, 128, dtype=torch.float32),
     Configuration("BERT 22M, classification in f32, 16 x 256", MINILM, 16, 256, "classification", torch.float32),
@@ -111,13 +120,16 @@ def compare(configuration: Configuration, folder: Path) -> tuple[int, int]:
 
 
 def peak_of(command: list[str], log: Path) -> int:
-    """Highest resident memory of command in bytes."""
+    """Highest resident memory of command in bytes; not wait4's, which counts this process's own at the fork."""
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-    if status:
+        resident = Resident(process.pid)
+        while process.poll() is None:
+            resident.sample()
+            time.sleep(0.02)
+    if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{log.read_text()[-3000:]}")
-    return usage.ru_maxrss * 1024
+    return resident.peak
 
 
 def write_model(configuration: Configuration, folder: Path) -> None:

@@ -17,9 +17,11 @@ from lorasmith.planning.step_trace import StepMemory, trace_step
 from lorasmith.quantized import QuantizedLinear, QuantizedWeight
 
 # What a process holds beyond its live tensors, fitted with benchmarks/plan_accuracy.py (glibc 2.36, 2 threads): freed
-# blocks that the heap cannot use again, as a share of what a step allocates (few where it returns them at once:
-# ops/allocation), and the libraries' own buffers.
+# blocks that the heap cannot use again, as a share of what a step allocates, and the libraries' own buffers. Recomputed
+# layers leave most of them (one model of 12 layers; more layers leave more), and few are left where they are returned
+# at once (docs/log.md, "What the heap keeps").
 HEAP_HOLES = 0.38
+HEAP_HOLES_RECOMPUTED = 2.1
 HEAP_HOLES_RETURNED = 0.05
 LIBRARY_BUFFERS = 80 << 20
 
@@ -54,11 +56,16 @@ def _process(settings: PlanSettings, allocated: int) -> dict[str, int]:
     if settings.baseline == 0:
         return {}
     baseline = resident_bytes() if settings.baseline is None else settings.baseline
-    holes = HEAP_HOLES_RETURNED if settings.return_freed_memory else HEAP_HOLES
     return {
-        "holes in the heap": round(holes * allocated),
+        "holes in the heap": round(_hole_share(settings) * allocated),
         "Python and its libraries": baseline + LIBRARY_BUFFERS,
     }
+
+
+def _hole_share(settings: PlanSettings) -> float:
+    if settings.return_freed_memory:
+        return HEAP_HOLES_RETURNED
+    return HEAP_HOLES_RECOMPUTED if settings.gradient_checkpointing else HEAP_HOLES
 
 
 def output_head(model: PreTrainedModel) -> nn.Module | None:
