@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from lorasmith.data.record import Record
 from lorasmith.data.shapes import SHAPES, shape_of
 from lorasmith.methods import TargetedConfig, methods
-from lorasmith.methods.lora import _VARIANTS
+from lorasmith.methods.lora.config import _VARIANTS
 from lorasmith.recipes.method_section import _FILLED_IN
 from lorasmith.recipes.recipe import Recipe
 

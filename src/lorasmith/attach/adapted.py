@@ -1,15 +1,35 @@
 """A module with adapters: the one wrapper that serves every method, number format and number of adapters."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from lorasmith.errors import AttachError
 from lorasmith.methods import Site, dense_weight, frozen_product
 from lorasmith.ops import adapted_linear
-from lorasmith.quantized import QuantizedWeight, dense_module
+from lorasmith.quantized import QuantizedLinear, QuantizedWeight, dense_module
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """The weight of a layer, dense, quantized or a Conv1D's, for whom its storage is of no concern."""
+
+    layer: Any
+
+    def __call__(self) -> Tensor:
+        """The dense weight [out, in, ...] in the type that it was loaded in."""
+        return dense_weight(self.layer)
+
+    @torch.no_grad()
+    def times(self, rows: Tensor) -> Tensor:
+        """rows W^T of rows [R, in] -> [R, out] in the type of rows, without gradients."""
+        if isinstance(self.layer, QuantizedLinear):
+            return self.layer.product().forward(rows, None)
+        return functional.linear(rows, dense_weight(self.layer, rows.dtype))
 
 
 class Adapted(nn.Module):
@@ -73,7 +93,7 @@ class Adapted(nn.Module):
             changed = site.before(changed)
         y = self.base_layer(changed, *args, **kwargs)
         for site in sites:
-            y = site.after(x, y, self._dense)
+            y = site.after(x, y, self.base_weight)
         return y
 
     def _fused(self, x: Tensor, sites: list[Site]) -> Tensor | None:
@@ -87,8 +107,10 @@ class Adapted(nn.Module):
             return None
         return adapted_linear(x, product, self.bias, [update for update in updates if update is not None])
 
-    def _dense(self) -> Tensor:
-        return dense_weight(self.base_layer)
+    @property
+    def base_weight(self) -> "StoredWeight":
+        """The base's weight as sites see it."""
+        return StoredWeight(self.base_layer)
 
     def deltas(self, adapters: list[str]) -> tuple[Tensor, Tensor | None]:
         """The weight [out, in, ...] in f32 and the bias that the base would have with these adapters merged."""

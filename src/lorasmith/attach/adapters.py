@@ -17,6 +17,8 @@ from lorasmith.methods import AdapterConfig, Site
 # in front of every key of a PEFT file; soft prompts lack PEFT's tuner, and so one step
 KEY_PREFIX = "base_model.model."
 PROMPT_KEY_PREFIX = "base_model."
+# in front of the key of a tensor that an adapter's sites share
+SHARED_KEY_PREFIX = "base_model."
 PROMPT_KEY = "prompt_embeddings"
 
 
@@ -164,8 +166,8 @@ class Adapters:
         """
         found: dict[str, Tensor] = {}
         for path, site in self.sites(name):
-            own = dict(site.named_parameters())
-            found |= {f"{KEY_PREFIX}{path}.{key}": own[tensor].data for tensor, key in site.file_keys().items()}
+            own = site.state_dict()
+            found |= {_file_key(path, key): own[tensor] for tensor, key in site.file_keys().items()}
         for path, saved in self.saved_modules():
             if name in saved.modules_to_save:
                 state = saved.modules_to_save[name].state_dict()
@@ -176,6 +178,10 @@ class Adapters:
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """(name, parameter) of everything that trains now."""
         return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+
+
+def _file_key(path: str, key: str) -> str:
+    return f"{SHARED_KEY_PREFIX}{key[1:]}" if key.startswith("/") else f"{KEY_PREFIX}{path}.{key}"
 
 
 def adapters_of(model: nn.Module) -> Adapters:

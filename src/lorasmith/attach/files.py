@@ -155,7 +155,7 @@ def _content_of(book: Adapters, name: str) -> _Content:
 def _attach_loaded(model: nn.Module, content: _Content, name: str, float32: bool) -> Adapters:
     _refuse_foreign_embeddings(model, content.config, content.state)
     _resize_embeddings(model, content.state)
-    book = attach(model, content.config, name, float32)
+    book = attach(model, content.config, name, float32, fresh=False)
     load_adapter_state(model, content.state, name)
     if content.class_names:
         # the adapter acts since it was attached

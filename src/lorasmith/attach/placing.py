@@ -15,6 +15,7 @@ from lorasmith.methods import (
     CLASSIFICATION,
     AdapterConfig,
     InputMethod,
+    LayerSpec,
     SelectiveMethod,
     SiteMethod,
     TargetedConfig,
@@ -28,11 +29,19 @@ from lorasmith.models.families import HEADS
 log = logging.getLogger(__name__)
 
 
-def attach(model: nn.Module, config: AdapterConfig, adapter_name: str = "default", float32: bool = True) -> Adapters:
+def attach(
+    model: nn.Module,
+    config: AdapterConfig,
+    adapter_name: str = "default",
+    float32: bool = True,
+    *,
+    fresh: bool = True,
+) -> Adapters:
     """Place the method that config describes on model, freeze the rest, and let the new adapter act.
 
     Layers of bitsandbytes are taken over first. float32 keeps the adapter's own tensors in float32 beside 16-bit
-    weights. Raises AttachError, and changes nothing, where the config does not fit the model.
+    weights. fresh is False where the adapter's tensors are loaded next, so that no start is computed for them. Raises
+    AttachError, and changes nothing, where the config does not fit the model.
     """
     book = adapters_of(model)
     _check_name(book, adapter_name)
@@ -51,7 +60,7 @@ def attach(model: nn.Module, config: AdapterConfig, adapter_name: str = "default
         _place_saved_modules(book, config, adapter_name)
         if isinstance(method, SiteMethod):
             assert isinstance(config, TargetedConfig)
-            _place_sites(book, config, method, adapter_name, float32)
+            _place_sites(book, config, method, adapter_name, float32, fresh)
         elif isinstance(method, InputMethod):
             _place_prompt(book, config, method, adapter_name)
         elif isinstance(method, SelectiveMethod):
@@ -89,25 +98,32 @@ def _refuse_meta_mixture(model: nn.Module) -> None:
         raise AttachError("some weights are on the meta device and some are not; load the model completely first")
 
 
-def _place_sites(book: Adapters, config: TargetedConfig, method: SiteMethod, name: str, float32: bool) -> None:
+def _place_sites(
+    book: Adapters, config: TargetedConfig, method: SiteMethod, name: str, float32: bool, fresh: bool
+) -> None:
     method.prepare(config, model_type(book.model))
-    paths = select(book.model, config, method)
     modules = dict(base_modules(book.model))
-    placed = []
-    for path in paths:
+    layers = {path: _layer(modules[path], path) for path in select(book.model, config, method)}
+    shared = method.shared(config, list(layers.values()), float32)
+    sites = {path: method.site(config, layer, float32, shared) for path, layer in layers.items()}
+    for path, site in sites.items():
         found = modules[path]
-        layer = layer_spec(found.base_layer if isinstance(found, Adapted) else found, path)
-        if layer is None:
-            raise AttachError(
-                f"target {path} is a {type(found).__name__}, not a linear layer, embedding or convolution; "
-                "name such a layer or exclude it"
-            )
-        placed.append((path, found, method.site(config, layer, float32)))
-    for path, found, site in placed:
         adapted = found if isinstance(found, Adapted) else _wrap(book.model, path, found)
         adapted.add(name, site)
+        if fresh:
+            site.begin(adapted.base_weight)
         site.train(found.training)
-    _place_biases(book, method.biases(config), paths, name)
+    _place_biases(book, method.biases(config), list(layers), name)
+
+
+def _layer(module: nn.Module, path: str) -> LayerSpec:
+    layer = layer_spec(module.base_layer if isinstance(module, Adapted) else module, path)
+    if layer is None:
+        raise AttachError(
+            f"target {path} is a {type(module).__name__}, not a linear layer, embedding or convolution; "
+            "name such a layer or exclude it"
+        )
+    return layer
 
 
 def _wrap(model: nn.Module, path: str, module: nn.Module) -> Adapted:

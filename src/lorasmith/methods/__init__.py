@@ -6,12 +6,14 @@ from lorasmith.methods.matching import layer_number, matches, named
 from lorasmith.methods.method import InputMethod, Method, Prompt, SelectiveMethod, SiteMethod
 from lorasmith.methods.names import CLASSIFICATION, PeftType, TaskType
 from lorasmith.methods.registry import config_from_fields, method_of, methods
-from lorasmith.methods.site import Site, Vector
+from lorasmith.methods.site import BaseWeight, Constant, Site, Vector
 
 __all__ = [
     "CLASSIFICATION",
     "CONFIG_FILE",
     "AdapterConfig",
+    "BaseWeight",
+    "Constant",
     "InputMethod",
     "LayerSpec",
     "LayeredConfig",

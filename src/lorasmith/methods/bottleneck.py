@@ -18,7 +18,7 @@ from lorasmith.methods.config import LayeredConfig
 from lorasmith.methods.layer import LayerSpec
 from lorasmith.methods.method import SiteMethod
 from lorasmith.methods.registry import methods
-from lorasmith.methods.site import DenseWeight, Site, adapter_dtype
+from lorasmith.methods.site import BaseWeight, Site, adapter_dtype
 from lorasmith.models.families import BLOCK_ENDS
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -67,7 +67,7 @@ class BottleneckSite(Site):
     def describe(self) -> str:
         return f"bottleneck of {self.adapter_down.out_features}, scaling {self.scaling:g}"
 
-    def after(self, x: Tensor, y: Tensor, weight: DenseWeight) -> Tensor:
+    def after(self, x: Tensor, y: Tensor, weight: BaseWeight) -> Tensor:
         h = _linear(self.adapter_down, y)
         h = self.adapter_dropout(self.activation(h))
         return y + self.scaling * _linear(self.adapter_up, h)
@@ -82,7 +82,7 @@ class Bottleneck(SiteMethod[BottleneckConfig]):
 
     config_class = BottleneckConfig
 
-    def site(self, config: BottleneckConfig, layer: LayerSpec, float32: bool) -> Site:
+    def site(self, config: BottleneckConfig, layer: LayerSpec, float32: bool, shared: nn.Module | None) -> Site:
         if layer.kind != "linear":
             raise AttachError(f"{layer.path}: bottleneck adapters stand behind linear layers; exclude this module")
         return BottleneckSite(config, layer, adapter_dtype(layer, float32))

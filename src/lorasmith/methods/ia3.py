@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorasmith.errors import AttachError
 from lorasmith.methods.config import TargetedConfig
@@ -16,7 +16,7 @@ from lorasmith.methods.layer import LayerSpec
 from lorasmith.methods.matching import matches
 from lorasmith.methods.method import SiteMethod
 from lorasmith.methods.registry import methods
-from lorasmith.methods.site import DenseWeight, Site, Vector, adapter_dtype
+from lorasmith.methods.site import BaseWeight, Site, Vector, adapter_dtype
 from lorasmith.models.families import IA3_FEEDFORWARD, IA3_TARGETS
 
 
@@ -68,7 +68,7 @@ class IA3Site(Site):
     def before(self, x: Tensor) -> Tensor:
         return x * self._factor(x) if self.scales_input else x
 
-    def after(self, x: Tensor, y: Tensor, weight: DenseWeight) -> Tensor:
+    def after(self, x: Tensor, y: Tensor, weight: BaseWeight) -> Tensor:
         return y if self.scales_input else y * self._factor(y)
 
     def delta(self, weight: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class IA3(SiteMethod[IA3Config]):
             # a target list of one's own scales outputs unless told otherwise, as in PEFT
             config.feedforward_modules = (known or []) if config.target_modules is None else []
 
-    def site(self, config: IA3Config, layer: LayerSpec, float32: bool) -> Site:
+    def site(self, config: IA3Config, layer: LayerSpec, float32: bool, shared: nn.Module | None) -> Site:
         if layer.kind == "embedding" or (layer.conv is not None and layer.conv.groups > 1):
             raise AttachError(f"{layer.path}: IA3 serves linear layers and ungrouped convolutions; exclude this module")
         scales_input = matches(layer.path, config.feedforward_modules)

@@ -1,6 +1,7 @@
 """The four kinds of method, each with the one thing that attaching asks of it."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 from torch import Tensor, nn
@@ -31,11 +32,15 @@ class SiteMethod(Method[T], Generic[T]):
     """A method that sits on modules: LoRA, IA3, bottleneck adapters."""
 
     @abstractmethod
-    def site(self, config: T, layer: LayerSpec, float32: bool) -> Site:
-        """The site at layer, its tensors in float32 beside a 16-bit layer if float32.
+    def site(self, config: T, layer: LayerSpec, float32: bool, shared: nn.Module | None) -> Site:
+        """The site at layer, its tensors in float32 beside a 16-bit layer if float32; shared is what `shared` made.
 
         Raises AttachError for a kind of layer that the method does not serve.
         """
+
+    def shared(self, config: T, layers: Sequence[LayerSpec], float32: bool) -> nn.Module | None:
+        """What all sites of one adapter own together (VeRA's matrices), made once; each site holds it as a child."""
+        return None
 
     @abstractmethod
     def default_targets(self, model_type: str) -> list[str] | str | None:

@@ -5,7 +5,7 @@ A site's tensors live in its child modules, so that the module that it sits on c
 handed a function that makes the dense matrix, and asks only where the mathematics needs it.
 """
 
-from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from lorasmith.methods.layer import LayerSpec
 from lorasmith.ops import LowRank
 
-DenseWeight = Callable[[], Tensor]
+
+class BaseWeight(Protocol):
+    """The frozen weight of the module that a site sits on, however it is stored."""
+
+    def __call__(self) -> Tensor:
+        """The dense weight [out, in, ...] ([rows, width] of an embedding); made on every call where it is quantized."""
+
+    def times(self, rows: Tensor) -> Tensor:
+        """rows W^T of rows [R, in] -> [R, out], without making W dense where the layer can do without. Linear only."""
 
 
 class Site(nn.Module):
@@ -27,11 +35,14 @@ class Site(nn.Module):
         """The method and its sizes here, in a few words for print(model)."""
         return type(self).__name__
 
+    def begin(self, weight: BaseWeight) -> None:
+        """Take a start from the weight that the site is new at; not called where its tensors are about to be loaded."""
+
     def before(self, x: Tensor) -> Tensor:
         """The input that the module gets instead of x."""
         return x
 
-    def after(self, x: Tensor, y: Tensor, weight: DenseWeight) -> Tensor:
+    def after(self, x: Tensor, y: Tensor, weight: BaseWeight) -> Tensor:
         """The output instead of y; x is the module's own input, before any change."""
         return y
 
@@ -55,7 +66,10 @@ class Site(nn.Module):
         return None
 
     def file_keys(self) -> dict[str, str]:
-        """Key in a PEFT file, behind the module's path, of each tensor of this site by its name here."""
+        """Key in a PEFT file, behind the module's path, of each tensor of this site by its name here.
+
+        A key that begins with "/" stands behind `base_model.` instead: a tensor that all sites share.
+        """
         return {name: name for name, _ in self.named_parameters()}
 
 
@@ -65,6 +79,19 @@ class Vector(nn.Module):
     def __init__(self, value: Tensor) -> None:
         super().__init__()
         self.weight = nn.Parameter(value)
+
+    def extra_repr(self) -> str:
+        return "x".join(map(str, self.weight.shape))
+
+
+class Constant(nn.Module):
+    """A bare tensor that a site holds and never trains."""
+
+    weight: Tensor
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", value)
 
     def extra_repr(self) -> str:
         return "x".join(map(str, self.weight.shape))

@@ -1,0 +1,41 @@
+"""LoRA: y = x W^T + b + s drop(x) A^T B^T with A [rank, in], B [out, rank].
+
+The scaling s is alpha / rank, or alpha / sqrt(rank) with use_rslora. Source: LoRA, arXiv 2106.09685, section 4.1;
+rank-stabilised scaling, arXiv 2312.03732.
+"""
+
+from torch import nn
+
+from lorasmith.methods.layer import LayerSpec
+from lorasmith.methods.lora.config import LoraConfig
+from lorasmith.methods.lora.conv import LoraConv
+from lorasmith.methods.lora.embedding import LoraEmbedding
+from lorasmith.methods.lora.linear import LoraLinear
+from lorasmith.methods.lora.site import LoraSite
+from lorasmith.methods.method import SiteMethod
+from lorasmith.methods.registry import methods
+from lorasmith.methods.site import Site, adapter_dtype
+from lorasmith.models.families import LORA_TARGETS
+
+__all__ = ["LoraConfig", "LoraSite"]
+
+
+class Lora(SiteMethod[LoraConfig]):
+    """Low-rank adaptation of linear layers, embeddings and convolutions."""
+
+    config_class = LoraConfig
+    recipe_targets = "all-linear"
+
+    def site(self, config: LoraConfig, layer: LayerSpec, float32: bool, shared: nn.Module | None) -> Site:
+        dtype = adapter_dtype(layer, float32)
+        shapes: dict[str, type[LoraSite]] = {"linear": LoraLinear, "embedding": LoraEmbedding, "conv": LoraConv}
+        return shapes[layer.kind](config, layer, dtype)  # type: ignore[call-arg]
+
+    def default_targets(self, model_type: str) -> list[str] | str | None:
+        return LORA_TARGETS.get(model_type)
+
+    def biases(self, config: LoraConfig) -> str:
+        return config.bias
+
+
+methods.add("lora", Lora())

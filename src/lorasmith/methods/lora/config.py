@@ -1,0 +1,107 @@
+"""LoRA's settings: PEFT's fields, of which those of variants that are not built are refused."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from lorasmith.errors import AttachError
+from lorasmith.methods.config import LayeredConfig
+from lorasmith.methods.matching import compiled
+
+Initialization = bool | Literal["gaussian"]
+
+# PEFT's fields for variants that this version does not have: accepted at these values, refused at any other
+_VARIANTS: dict[str, tuple[Any, ...]] = {
+    "layer_replication": (None,),
+    "use_dora": (False,),
+    "use_qalora": (False,),
+    "use_bdlora": (None, False),
+    "target_parameters": (None, []),
+    "trainable_token_indices": (None, [], {}),
+    "alora_invocation_tokens": (None, []),
+    "loftq_config": (None, {}),
+    "eva_config": (None,),
+    "corda_config": (None,),
+    "lora_ga_config": (None,),
+    "velora_config": (None,),
+    "monteclora_config": (None,),
+    "arrow_config": (None,),
+    "kasa_config": (None,),
+    "megatron_config": (None,),
+}
+
+
+@dataclass
+class LoraConfig(LayeredConfig):
+    """PEFT's fields and defaults. rank_pattern and alpha_pattern map a module name or expression to its own value.
+
+    bias trains biases of the base too: "none", "all", or "lora_only" for the adapted modules. Raises AttachError for a
+    rank below 1, a dropout outside 0 to 1, and for variants that are not built.
+    """
+
+    METHOD: ClassVar[str] = "LORA"
+
+    r: int = 8
+    lora_alpha: float = 8
+    lora_dropout: float = 0.0
+    fan_in_fan_out: bool = False
+    bias: Literal["none", "all", "lora_only"] = "none"
+    use_rslora: bool = False
+    init_lora_weights: Initialization = True
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    lora_bias: bool = False
+    layer_replication: list[tuple[int, int]] | None = None
+    use_dora: bool = False
+    use_qalora: bool = False
+    qalora_group_size: int = 16
+    use_bdlora: Any = None
+    target_parameters: list[str] | None = None
+    trainable_token_indices: Any = None
+    alora_invocation_tokens: list[int] | None = None
+    loftq_config: dict[str, Any] = field(default_factory=dict)
+    eva_config: Any = None
+    corda_config: Any = None
+    lora_ga_config: Any = None
+    velora_config: Any = None
+    monteclora_config: Any = None
+    arrow_config: Any = None
+    kasa_config: Any = None
+    megatron_config: dict[str, Any] | None = None
+    megatron_core: str | None = "megatron.core"
+    ensure_weight_tying: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min([self.r, *self.rank_pattern.values()]) < 1:
+            raise AttachError(f"r={self.r}, rank_pattern={self.rank_pattern}: a rank must be at least 1")
+        if not 0 <= self.lora_dropout < 1:
+            raise AttachError(f"lora_dropout={self.lora_dropout} must lie in [0, 1)")
+        if self.bias not in ("none", "all", "lora_only"):
+            raise AttachError(f"bias={self.bias!r} is not one of none, all, lora_only")
+        if self.init_lora_weights not in (True, False, "gaussian"):
+            raise AttachError(f"init_lora_weights={self.init_lora_weights!r} is not one of True, False, 'gaussian'")
+        for name, accepted in _VARIANTS.items():
+            if getattr(self, name) not in accepted:
+                raise AttachError(f"{name}={getattr(self, name)!r} is not supported yet; leave it at {accepted[0]!r}")
+
+    def rank_of(self, path: str) -> int:
+        """Rank of the module at path."""
+        return _patterned(self.rank_pattern, path, self.r)
+
+    def alpha_of(self, path: str) -> float:
+        """Alpha of the module at path."""
+        return _patterned(self.alpha_pattern, path, self.lora_alpha)
+
+    def scaling_of(self, path: str) -> float:
+        """The factor s of the module at path."""
+        rank = self.rank_of(path)
+        return self.alpha_of(path) / (math.sqrt(rank) if self.use_rslora else rank)
+
+
+def _patterned(patterns: dict[str, Any], path: str, default: Any) -> Any:
+    # the first pattern that is the whole path or a dotted end of it, as PEFT matches
+    for pattern, value in patterns.items():
+        if compiled(rf"(.*\.)?({pattern})$", "rank_pattern or alpha_pattern").match(path):
+            return value
+    return default

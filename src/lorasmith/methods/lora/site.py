@@ -1,0 +1,43 @@
+"""What all shapes of LoRA share: the rank, the scaling, the dropout, and how the factors start."""
+
+import math
+
+from torch import Tensor, nn
+
+from lorasmith.methods.layer import LayerSpec
+from lorasmith.methods.lora.config import Initialization, LoraConfig
+from lorasmith.methods.site import Site
+
+
+class LoraSite(Site):
+    """What the three shapes of LoRA share; A and B are child modules named as in PEFT."""
+
+    def __init__(self, config: LoraConfig, layer: LayerSpec) -> None:
+        super().__init__(layer)
+        self.rank = config.rank_of(layer.path)
+        self.scaling = config.scaling_of(layer.path)
+        self.lora_dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
+
+    def describe(self) -> str:
+        return f"LoRA, rank {self.rank}, scaling {self.scaling:g}"
+
+    def refuses_merge(self) -> str | None:
+        grouped = self.layer.conv is not None and self.layer.conv.groups > 1
+        return "LoRA on a convolution with groups is no sum of kernels" if grouped else None
+
+    def delta_bias(self, bias: Tensor | None) -> Tensor | None:
+        b = self._modules.get("lora_B")
+        extra = None if b is None else b._parameters["bias"]
+        return None if extra is None else self.scaling * extra.detach()
+
+
+def initialize_factors(a: nn.Linear, b: nn.Linear, how: Initialization, rank: int) -> None:
+    """The product starts at zero (A Kaiming or Gaussian, B zero), or nowhere in particular with False."""
+    if how == "gaussian":
+        nn.init.normal_(a.weight, std=1 / rank)
+    elif how:
+        nn.init.kaiming_uniform_(a.weight, a=math.sqrt(5))
+    if how:
+        nn.init.zeros_(b.weight)
+        if b.bias is not None:
+            nn.init.zeros_(b.bias)
