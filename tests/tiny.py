@@ -2,7 +2,19 @@
 
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
+)
+from transformers.pytorch_utils import Conv1D
 
 from lorasmith.quantized import Scheme, quantize_module
 
@@ -33,11 +45,32 @@ def bert(seed: int = 0) -> BertForSequenceClassification:
     return BertForSequenceClassification(config).eval()
 
 
+def gpt2(seed: int = 0) -> GPT2LMHeadModel:
+    """Two layers of Conv1D, hidden 32, vocabulary 64, the head tied to the embedding."""
+    torch.manual_seed(seed)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4)).eval()
+
+
+def t5(seed: int = 0) -> T5ForConditionalGeneration:
+    """Two layers in the encoder and two in the decoder, hidden 32, vocabulary 64."""
+    torch.manual_seed(seed)
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    return T5ForConditionalGeneration(T5Config(vocab_size=64, decoder_start_token_id=0, **sizes)).eval()
+
+
+def vit(seed: int = 0) -> ViTForImageClassification:
+    """Two layers, hidden 32, pictures of 8 x 8 in patches of 4 x 4, three labels."""
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, num_labels=3, **sizes)).eval()
+
+
 def quantized(model: nn.Module, scheme: Scheme | None = None) -> nn.Module:
-    """model with every linear layer except heads replaced by its quantized twin."""
+    """model with every linear layer replaced by its quantized twin, except heads and what its class keeps in f32."""
     heads = ("lm_head", "classifier")
+    kept = tuple(getattr(model, "_keep_in_fp32_modules", None) or ())
     for path, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and path not in heads:
+        if isinstance(module, nn.Linear | Conv1D) and path not in heads and path.rpartition(".")[2] not in kept:
             model.set_submodule(path, quantize_module(module, scheme or Scheme(), path))
     return model
 

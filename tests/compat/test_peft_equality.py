@@ -1,13 +1,24 @@
-"""Adapters written by the real PEFT are read here with equal logits, and ours there."""
+"""Adapters written by the real PEFT are read here with equal logits, and ours there: every case of cases.py.
+
+Over an NF4 base PEFT adapts the dequantized dense weights: its own 4-bit layers, bitsandbytes', dequantize wrongly on a
+CPU for most sizes. One test adapts bitsandbytes' layers themselves, at a size that they serve.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.testing import assert_close
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoModel, AutoModelForCausalLM
 
 import lorasmith
-from tiny import IDS, bert, llama, logits, shake
+from compat.cases import ALL, CASES, SHAPES, TEXT, Case
+from lorasmith.attach import make_dense
+from lorasmith.errors import AttachError
+from lorasmith.methods import InputMethod, methods
+from tiny import llama, logits, quantized, shake
 
 peft = pytest.importorskip("peft")
 
@@ -17,149 +28,182 @@ pytestmark = [
     pytest.mark.filterwarnings(r"ignore:Adapter 'default'. \d+ LoRA tensor.s. have invalid shape"),
 ]
 
-# two orders of the same f32 sums
+# two orders of the same f32 sums; over NF4 ours multiplies codes by scales as it sums, theirs dense weights
 TOLERANCE = {"atol": 2e-6, "rtol": 0}
+# fields that PEFT does not write into its file, or that are a note of its own
+NOT_SHARED = {"runtime_config", "peft_version"}
+OF_PEFT = [name for name, method in methods.items() if method.peft_type in peft.PeftType.__members__]
+CONFIGS = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING
 
 
-def gpt2() -> nn.Module:
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4)).eval()
+def config_of_peft(method: str) -> type:
+    return CONFIGS[methods[method].peft_type]
 
 
-class Conv(nn.Module):
-    """Convolutions of each dimension in a row; input_ids stand for pixels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.embed = nn.Embedding(64, 16)
-        self.conv1 = nn.Conv1d(16, 8, 3, padding=1)
-        self.conv2 = nn.Conv2d(1, 4, 3, padding=1, stride=2)
-        self.conv3 = nn.Conv3d(4, 2, (3, 1, 1), padding=(1, 0, 0))
-
-    def forward(self, input_ids):
-        x = self.conv1(self.embed(input_ids).transpose(1, 2))
-        return self.conv3(self.conv2(x[:, None])[:, :, None])
+def our_base(case: Case) -> nn.Module:
+    model = SHAPES[case.shape].build()
+    return quantized(model) if case.storage == "nf4" else model
 
 
-CASES = {
-    "defaults": (llama, "LoraConfig", {}),
-    "alpha": (llama, "LoraConfig", {"r": 4, "lora_alpha": 9, "target_modules": ["q_proj", "v_proj"]}),
-    "all linear": (llama, "LoraConfig", {"target_modules": "all-linear", "use_rslora": True}),
-    "patterns": (
-        llama,
-        "LoraConfig",
-        {
-            "target_modules": "all-linear",
-            "rank_pattern": {"q_proj": 2, r"layers\.1\.mlp\..*": 5},
-            "alpha_pattern": {"v_proj": 3},
-        },
-    ),
-    "expression": (llama, "LoraConfig", {"target_modules": r".*layers\.0.*(q|o)_proj"}),
-    "layers": (llama, "LoraConfig", {"target_modules": ["q_proj"], "layers_to_transform": [1]}),
-    "excluded": (llama, "LoraConfig", {"target_modules": "all-linear", "exclude_modules": ["down_proj"]}),
-    "embedding": (llama, "LoraConfig", {"target_modules": ["q_proj", "embed_tokens"], "r": 3}),
-    "bias all": (llama, "LoraConfig", {"bias": "all", "target_modules": ["q_proj"]}),
-    "bias lora_only": (llama, "LoraConfig", {"bias": "lora_only", "target_modules": ["q_proj", "k_proj"]}),
-    "lora bias": (llama, "LoraConfig", {"lora_bias": True, "target_modules": ["q_proj", "o_proj"]}),
-    "head whole": (llama, "LoraConfig", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
-    "gaussian": (llama, "LoraConfig", {"init_lora_weights": "gaussian"}),
-    "Conv1D": (gpt2, "LoraConfig", {"fan_in_fan_out": True}),
-    "classifier": (bert, "LoraConfig", {"task_type": "SEQ_CLS", "target_modules": "all-linear"}),
-    "convolutions": (
-        Conv,
-        "LoraConfig",
-        {"task_type": None, "target_modules": ["conv1", "conv2", "conv3"], "r": 2, "lora_alpha": 5},
-    ),
-    "ia3": (llama, "IA3Config", {}),
-    "ia3 classifier": (bert, "IA3Config", {"task_type": "SEQ_CLS"}),
-    "ia3 convolutions": (
-        Conv,
-        "IA3Config",
-        {"task_type": None, "target_modules": ["conv2", "conv3"], "feedforward_modules": ["conv2"]},
-    ),
-    "prompt tuning": (llama, "PromptTuningConfig", {"num_virtual_tokens": 4}),
-    "prompt tuning classifier": (bert, "PromptTuningConfig", {"task_type": "SEQ_CLS", "num_virtual_tokens": 4}),
-}
+def their_base(case: Case) -> nn.Module:
+    model = our_base(case)
+    make_dense(model)
+    return model
 
 
-@pytest.fixture(params=CASES)
+class Pair(NamedTuple):
+    """One adapter in both libraries, and what each says with it."""
+
+    case: Case
+    ours: lorasmith.PeftModel
+    theirs: nn.Module
+    our_scores: Tensor
+    their_scores: Tensor
+
+
+def pair(case: Case, ours: lorasmith.PeftModel, theirs: nn.Module) -> Pair:
+    return Pair(case, ours, theirs, case.scores(ours), case.scores(theirs))
+
+
+@pytest.fixture(scope="module", params=ALL, ids=lambda case: case.name)
 def case(request):
-    build, name, fields = CASES[request.param]
-    return build, name, {"task_type": "CAUSAL_LM"} | fields
+    return request.param
 
 
-def scores(model: nn.Module, virtual: int = 0) -> torch.Tensor:
-    if any(isinstance(module, Conv) for module in model.modules()):
-        return model(IDS).detach()
-    mask = torch.ones_like(IDS)
-    mask[1, 5:] = 0
-    with torch.no_grad():
-        out = model(input_ids=IDS, attention_mask=mask).logits
-    # PEFT returns the virtual tokens' logits of a language model too
-    return out[:, virtual:] if out.dim() == 3 else out
+@pytest.fixture(scope="module")
+def read(case, tmp_path_factory):
+    """An adapter that PEFT made and saved, read here."""
+    folder = tmp_path_factory.mktemp("theirs")
+    theirs = shake(peft.get_peft_model(their_base(case), case.config(config_of_peft(case.method))).eval())
+    theirs.save_pretrained(folder)
+    return pair(case, lorasmith.PeftModel.from_pretrained(our_base(case), folder), theirs)
 
 
-def virtual_tokens(fields: dict) -> int:
-    return fields.get("num_virtual_tokens", 0)
+@pytest.fixture(scope="module")
+def written(case, tmp_path_factory):
+    """An adapter that was made and saved here, read by PEFT."""
+    folder = tmp_path_factory.mktemp("ours")
+    ours = shake(lorasmith.get_peft_model(our_base(case), case.config(methods[case.method].config_class)).eval())
+    ours.save_pretrained(folder)
+    return pair(case, ours, peft.PeftModel.from_pretrained(their_base(case), folder).eval())
 
 
-def test_what_peft_wrote_is_read_with_equal_logits(case, tmp_path):
-    build, name, fields = case
-    theirs = shake(peft.get_peft_model(build(), getattr(peft, name)(**fields)).eval())
-    theirs.save_pretrained(tmp_path)
-    ours = lorasmith.PeftModel.from_pretrained(build(), tmp_path)
-    assert_close(scores(ours), scores(theirs, virtual_tokens(fields)), **TOLERANCE)
-    assert ours.peft_config["default"].peft_type == theirs.peft_config["default"].peft_type.value
+@pytest.mark.parametrize("method", OF_PEFT)
+def test_every_method_that_peft_has_too_is_compared_with_it(method):
+    assert CASES.get(method), f"add a line for {method!r} to tests/compat/cases.py"
 
 
-def test_what_is_written_here_is_read_by_peft_with_equal_logits(case, tmp_path):
-    build, name, fields = case
-    ours = shake(lorasmith.get_peft_model(build(), getattr(lorasmith, name)(**fields)).eval())
-    ours.save_pretrained(tmp_path)
-    theirs = peft.PeftModel.from_pretrained(build(), tmp_path).eval()
-    assert_close(scores(theirs, virtual_tokens(fields)), scores(ours), **TOLERANCE)
+def test_what_peft_wrote_is_read_with_equal_logits(read):
+    assert_close(read.our_scores, read.their_scores, **TOLERANCE)
+    assert read.ours.peft_config["default"].peft_type == read.theirs.peft_config["default"].peft_type.value
 
 
-def test_the_same_parameters_train_as_in_peft(case):
-    build, name, fields = case
-    theirs = peft.get_peft_model(build(), getattr(peft, name)(**fields))
-    ours = lorasmith.get_peft_model(build(), getattr(lorasmith, name)(**fields))
-    assert ours.get_nb_trainable_parameters() == theirs.get_nb_trainable_parameters()
+def test_what_is_written_here_is_read_by_peft_with_equal_logits(written):
+    assert_close(written.their_scores, written.our_scores, **TOLERANCE)
 
 
-def test_parameters_of_lora_are_named_inside_as_in_peft():
-    fields = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-    theirs = peft.get_peft_model(llama(), peft.LoraConfig(**fields))
-    ours = lorasmith.get_peft_model(llama(), lorasmith.LoraConfig(**fields))
-    assert {name for name, _ in ours.named_parameters()} == {name for name, _ in theirs.named_parameters()}
+def test_logits_differ_from_the_bases_so_that_equality_means_something(written):
+    with written.ours.disable_adapter():
+        assert (written.case.scores(written.ours) - written.our_scores).abs().max() > 1e-3
 
 
-def test_merged_models_are_equal(case, tmp_path):
-    build, name, fields = case
-    if name == "PromptTuningConfig":
-        pytest.skip("a soft prompt has no weights to merge into, here and in PEFT")
-    theirs = shake(peft.get_peft_model(build(), getattr(peft, name)(**fields)).eval())
-    theirs.save_pretrained(tmp_path)
-    ours = lorasmith.PeftModel.from_pretrained(build(), tmp_path)
-    assert_close(scores(ours.merge_and_unload()), scores(theirs.merge_and_unload()), **TOLERANCE)
+def test_the_same_parameters_train_as_in_peft(read, written):
+    if read.case.storage != "dense":
+        pytest.skip("PEFT counts the stored bytes of a quantized base")
+    assert written.ours.get_nb_trainable_parameters() == read.theirs.get_nb_trainable_parameters()
 
 
-def test_configs_have_pefts_fields_and_defaults():
-    theirs = peft.LoraConfig().to_dict()
-    ours = lorasmith.LoraConfig().to_dict()
-    # not saved, or a note of PEFT's own
-    for name in ("runtime_config", "peft_version"):
-        theirs.pop(name, None)
+# last, since it takes the models of `read` apart
+def test_merged_models_are_equal(read):
+    case = read.case
+    if isinstance(methods[case.method], InputMethod):
+        with pytest.raises(AttachError, match="cannot be merged"):
+            read.ours.merge_and_unload()
+        return
+    ours, theirs = read.ours.merge_and_unload(), read.theirs.merge_and_unload()
+    assert_close(case.scores(ours), case.scores(theirs), **TOLERANCE)
+    assert_close(case.scores(ours), read.our_scores, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("method", OF_PEFT)
+def test_configs_have_pefts_fields_and_defaults(method):
+    shape, given = CASES[method][0]
+    case = Case(method, shape, given, "dense")
+    theirs = case.config(config_of_peft(method)).to_dict()
+    ours = case.config(methods[method].config_class).to_dict()
+    theirs = {name: value for name, value in theirs.items() if name not in NOT_SHARED}
     assert {name: ours.get(name, "missing") for name in theirs} == theirs
 
 
-def test_logits_differ_from_the_bases_so_that_equality_means_something(case):
-    build, name, fields = case
-    ours = shake(lorasmith.get_peft_model(build(), getattr(lorasmith, name)(**fields)).eval())
-    adapted = scores(ours)
-    with ours.disable_adapter():
-        assert (scores(ours) - adapted).abs().max() > 1e-3
+@pytest.mark.parametrize("method", OF_PEFT)
+def test_parameters_are_named_inside_as_in_peft(method):
+    shape, given = CASES[method][0]
+    case = Case(method, shape, given, "dense")
+    theirs = peft.get_peft_model(their_base(case), case.config(config_of_peft(method)))
+    ours = lorasmith.get_peft_model(our_base(case), case.config(methods[method].config_class))
+    # a bare tensor of theirs lies in a child module here, and so ends in .weight
+    names = {name.removesuffix(".weight") for name, _ in ours.named_parameters()}
+    assert names == {name.removesuffix(".weight") for name, _ in theirs.named_parameters()}
+
+
+@pytest.mark.parametrize("method", OF_PEFT)
+def test_a_trained_models_adapter_is_equal_too(method, shared, tmp_path):
+    """Weights that were trained have outliers, which random ones lack."""
+    given = next((given for shape, given in CASES[method] if shape == "llama"), None)
+    if given is None:
+        pytest.skip(f"{method} has no case on a Llama")
+    folder = real(shared, "tinystories-656k")
+    config = Case(method, "llama", given, "dense").config(config_of_peft(method))
+    theirs = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(folder), config).eval()
+    shake(theirs).save_pretrained(tmp_path)
+    ours = lorasmith.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), tmp_path)
+    wanted = logits(theirs)[:, -TEXT["input_ids"].shape[1] :]
+    # of logits of the order of ten
+    assert_close(logits(ours), wanted, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("config", ["LoraConfig", "IA3Config"])
+def test_a_trained_encoders_adapter_is_equal_too(config, shared, tmp_path):
+    folder = real(shared, "minilm-l6-v2")
+    theirs = peft.get_peft_model(
+        AutoModel.from_pretrained(folder), getattr(peft, config)(task_type="FEATURE_EXTRACTION")
+    )
+    shake(theirs.eval()).save_pretrained(tmp_path)
+    ours = lorasmith.PeftModel.from_pretrained(AutoModel.from_pretrained(folder), tmp_path)
+    with torch.no_grad():
+        states = [model(**TEXT).last_hidden_state for model in (ours, theirs)]
+    assert_close(*states, atol=2e-5, rtol=0)
+
+
+def real(shared: Path, name: str) -> Path:
+    folder = shared / "models" / name
+    if not folder.is_dir():
+        pytest.skip(f"{folder} does not exist")
+    return folder
+
+
+@pytest.mark.parametrize("method", ["lora", "ia3"])
+def test_over_bitsandbytes_own_layers_the_logits_are_equal(method, tmp_path):
+    bnb = pytest.importorskip("bitsandbytes")
+
+    def base() -> nn.Module:
+        # where in_features is no multiple of 64, bitsandbytes' CPU kernel is wrong
+        model = llama(hidden_size=64, intermediate_size=128)
+        for path, module in list(model.named_modules()):
+            if isinstance(module, nn.Linear) and path != "lm_head":
+                layer = bnb.nn.Linear4bit(
+                    module.in_features, module.out_features, module.bias is not None, torch.float32, quant_type="nf4"
+                )
+                layer.load_state_dict(module.state_dict())
+                model.set_submodule(path, layer.to("cpu"))
+        return model
+
+    case = Case(method, "llama", {}, "nf4")
+    theirs = shake(peft.get_peft_model(base(), case.config(config_of_peft(method))).eval())
+    theirs.save_pretrained(tmp_path)
+    ours = lorasmith.PeftModel.from_pretrained(base(), tmp_path)
+    assert not any(isinstance(module, bnb.nn.Linear4bit) for module in ours.modules())
+    assert_close(case.scores(ours), case.scores(theirs), **TOLERANCE)
 
 
 def test_logits_of_a_loaded_adapter_equal_those_before_saving(tmp_path):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 from lorasmith.atomic import write_text
 from lorasmith.errors import AdapterError
-from lorasmith.methods.names import TaskType
+from lorasmith.methods.names import PeftType, TaskType
 
 CONFIG_FILE = "adapter_config.json"
 # written by PEFT for its own use; nothing here reads them
@@ -25,7 +25,7 @@ class AdapterConfig:
     METHOD: ClassVar[str]
 
     task_type: TaskType | str | None = None
-    peft_type: str | None = None
+    peft_type: PeftType | str | None = None
     auto_mapping: dict[str, Any] | None = None
     base_model_name_or_path: str | None = None
     revision: str | None = None
@@ -33,7 +33,7 @@ class AdapterConfig:
     modules_to_save: list[str] | None = None
 
     def __post_init__(self) -> None:
-        self.peft_type = self.METHOD
+        self.peft_type = PeftType(self.METHOD) if self.METHOD in PeftType.__members__ else self.METHOD
         if self.task_type is not None:
             known = [task.value for task in TaskType]
             name = self.task_type.value if isinstance(self.task_type, Enum) else str(self.task_type)

@@ -1,0 +1,133 @@
+"""What is compared with the real PEFT: by method (its name in the registry), a line a case.
+
+A case is (shape, fields of the config). A method that PEFT has too and that has no case here fails a test.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tiny import IDS, bert, gpt2, llama, t5, vit
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model with random weights and what it is asked; task is what PEFT's users would write for it.
+
+    storages are those that make a difference: a model without linear layers has none to quantize.
+    """
+
+    build: Callable[[], nn.Module]
+    task: str | None = None
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    storages: tuple[str, ...] = ("dense", "nf4")
+
+
+class Conv(nn.Module):
+    """Convolutions of each dimension in a row; input_ids stand for pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(64, 16)
+        self.conv1 = nn.Conv1d(16, 8, 3, padding=1)
+        self.conv2 = nn.Conv2d(1, 4, 3, padding=1, stride=2)
+        self.conv3 = nn.Conv3d(4, 2, (3, 1, 1), padding=(1, 0, 0))
+
+    def forward(self, input_ids):
+        x = self.conv1(self.embed(input_ids).transpose(1, 2))
+        return self.conv3(self.conv2(x[:, None])[:, :, None])
+
+
+# two sentences, the second of which is padded from its fifth token on
+TEXT = {"input_ids": IDS, "attention_mask": torch.tensor([[1] * 7, [1] * 5 + [0] * 2])}
+PICTURES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+SHAPES = {
+    "llama": Shape(llama, "CAUSAL_LM", TEXT),
+    "gpt2": Shape(gpt2, "CAUSAL_LM", TEXT),
+    "bert": Shape(bert, "SEQ_CLS", TEXT),
+    "t5": Shape(t5, "SEQ_2_SEQ_LM", TEXT | {"decoder_input_ids": IDS.flip(1)[:, :4]}),
+    "vit": Shape(vit, None, {"pixel_values": PICTURES}),
+    "conv": Shape(Conv, None, {"input_ids": IDS}, ("dense",)),
+}
+
+VIT = {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["classifier"]}
+
+CASES: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "lora": [
+        ("llama", {}),
+        ("llama", {"r": 4, "lora_alpha": 9, "target_modules": ["q_proj", "v_proj"]}),
+        ("llama", {"target_modules": "all-linear", "use_rslora": True}),
+        ("llama", {"target_modules": "all-linear", "rank_pattern": {"q_proj": 2, r"layers\.1\.mlp\..*": 5}}),
+        ("llama", {"target_modules": "all-linear", "alpha_pattern": {"v_proj": 3}}),
+        ("llama", {"target_modules": r".*layers\.0.*(q|o)_proj"}),
+        ("llama", {"target_modules": ["q_proj"], "layers_to_transform": [1]}),
+        ("llama", {"target_modules": "all-linear", "exclude_modules": ["down_proj"]}),
+        ("llama", {"target_modules": ["q_proj", "embed_tokens"], "r": 3}),
+        ("llama", {"target_modules": ["q_proj"], "bias": "all"}),
+        ("llama", {"target_modules": ["q_proj", "k_proj"], "bias": "lora_only"}),
+        ("llama", {"target_modules": ["q_proj", "o_proj"], "lora_bias": True}),
+        ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+        ("llama", {"init_lora_weights": "gaussian"}),
+        ("gpt2", {"fan_in_fan_out": True}),
+        ("bert", {"target_modules": "all-linear"}),
+        ("t5", {}),
+        ("t5", {"target_modules": "all-linear"}),
+        ("vit", VIT),
+        ("conv", {"target_modules": ["conv1", "conv2", "conv3"], "r": 2, "lora_alpha": 5}),
+    ],
+    "ia3": [
+        ("llama", {}),
+        ("gpt2", {"fan_in_fan_out": True}),
+        ("bert", {}),
+        ("t5", {}),
+        ("vit", VIT | {"feedforward_modules": []}),
+        ("conv", {"target_modules": ["conv2", "conv3"], "feedforward_modules": ["conv2"]}),
+    ],
+    "prompt_tuning": [
+        ("llama", {"num_virtual_tokens": 4}),
+        ("gpt2", {"num_virtual_tokens": 4}),
+        ("bert", {"num_virtual_tokens": 4}),
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison, on a base that is stored dense or in NF4."""
+
+    method: str
+    shape: str
+    fields: dict[str, Any]
+    storage: str
+
+    @property
+    def name(self) -> str:
+        told = ", ".join(f"{key}={value}" for key, value in self.fields.items())
+        return f"{self.method} on {self.shape} in {self.storage} ({told})"
+
+    def config(self, config_class: Callable[..., Any]) -> Any:
+        """A config with the case's fields."""
+        task = {"task_type": SHAPES[self.shape].task}
+        return config_class(**(task | self.fields))
+
+    def scores(self, model: nn.Module) -> Tensor:
+        """What the model says of its real tokens: PEFT returns the logits of a soft prompt before them too."""
+        inputs = SHAPES[self.shape].inputs
+        with torch.no_grad():
+            output = model(**inputs)
+        logits = output if isinstance(output, Tensor) else output.logits
+        asked = inputs.get("decoder_input_ids", inputs.get("input_ids"))
+        return logits[:, -asked.shape[1] :] if asked is not None and logits.dim() == 3 else logits
+
+
+ALL = [
+    Case(method, shape, fields, storage)
+    for method, cases in CASES.items()
+    for shape, fields in cases
+    for storage in SHAPES[shape].storages
+]
