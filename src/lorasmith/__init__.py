@@ -4,6 +4,7 @@ from lorasmith.attach import adapters_of, merge_and_unload, unload
 from lorasmith.compat.auto import (
     AutoPeftModel,
     AutoPeftModelForCausalLM,
+    AutoPeftModelForFeatureExtraction,
     AutoPeftModelForQuestionAnswering,
     AutoPeftModelForSeq2SeqLM,
     AutoPeftModelForSequenceClassification,
@@ -46,6 +47,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AutoPeftModel",
     "AutoPeftModelForCausalLM",
+    "AutoPeftModelForFeatureExtraction",
     "AutoPeftModelForQuestionAnswering",
     "AutoPeftModelForSeq2SeqLM",
     "AutoPeftModelForSequenceClassification",

@@ -93,3 +93,8 @@ def test_dpos_reference_adapter_stays_what_the_policy_was(dpo, storage):
 @pytest.mark.parametrize("storage", STORAGES)
 def test_the_checkpoint_holds_the_files_that_peft_would_write(told, storage):
     assert told[f"lorasmith {storage}"]["files"] == told[f"peft {storage}"]["files"]
+
+
+def test_trl_wants_the_model_wrapped_before(sft, dpo):
+    for told in (sft, dpo):
+        assert "`peft_config` must be a `peft.PeftConfig` instance" in told["refusal"]

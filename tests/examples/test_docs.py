@@ -104,3 +104,13 @@ def test_the_bits_a_weight_are_what_the_shown_script_prints(tmp_path):
     assert [line for line, _ in stated] == [line for line, _ in found]
     # the description holds the mean of the scales in as many digits as it has
     assert all(abs(int(one[1]) - int(other[1])) <= 16 for one, other in zip(stated, found, strict=True))
+
+
+def test_every_deliberate_difference_to_peft_names_a_test_that_is_there():
+    rows = re.findall(r"^\| (?!Where|---)(.*) \|$", read("migrating-from-peft.md"), re.MULTILINE)
+    assert len(rows) > 20
+    for row in rows:
+        named = re.fullmatch(r"`(.*\.py)::(\w+)`", row.split(" | ")[-1])
+        assert named, row
+        text = (DOCS.parent / "tests" / named[1]).read_text(encoding="utf-8")
+        assert f"\ndef {named[2]}(" in text, row

@@ -1,8 +1,9 @@
-"""Base model and adapter in one call: `AutoPeftModelFor...`."""
+"""Base model and adapter in one call: `AutoPeftModel` and its siblings by task."""
 
 from pathlib import Path
 from typing import Any, ClassVar
 
+import transformers
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -10,17 +11,30 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    PreTrainedModel,
 )
 
 from lorasmith.attach import read_class_names
 from lorasmith.compat.adapter_folder import adapter_folder
 from lorasmith.compat.peft_model import PeftModel
 from lorasmith.errors import AdapterError
-from lorasmith.methods import config_from_fields, read_config_fields
+from lorasmith.methods import AdapterConfig, TaskType, config_from_fields, read_config_fields
+
+_BY_TASK: dict[str, Any] = {
+    TaskType.CAUSAL_LM: AutoModelForCausalLM,
+    TaskType.SEQ_CLS: AutoModelForSequenceClassification,
+    TaskType.SEQ_2_SEQ_LM: AutoModelForSeq2SeqLM,
+    TaskType.TOKEN_CLS: AutoModelForTokenClassification,
+    TaskType.QUESTION_ANS: AutoModelForQuestionAnswering,
+    TaskType.FEATURE_EXTRACTION: AutoModel,
+}
 
 
-class _AutoPeftModel:
-    auto_class: ClassVar[Any]
+class AutoPeftModel:
+    """A base model with an adapter; the adapter's config says of which class the base is."""
+
+    # the task of the siblings below, any where None
+    task: ClassVar[TaskType | None] = None
 
     @classmethod
     def from_pretrained(
@@ -30,7 +44,7 @@ class _AutoPeftModel:
 
         The head of a classifier gets as many rows as the adapter names classes, unless options say otherwise.
 
-        Raises AdapterError where the config names no base model.
+        Raises AdapterError where the config names no base model, or another task than this class is for.
         """
         folder = adapter_folder(
             model_id,
@@ -49,41 +63,64 @@ class _AutoPeftModel:
         names = read_class_names(folder)
         if names and not {"config", "num_labels", "id2label"} & set(options):
             options["num_labels"] = len(names)
-        model = cls.auto_class.from_pretrained(base, revision=config.revision, **options)
+        model = cls._base_class(config).from_pretrained(base, revision=config.revision, **options)
         return PeftModel.from_pretrained(model, folder, adapter_name, is_trainable)
 
+    @classmethod
+    def _base_class(cls, config: AdapterConfig) -> Any:
+        task = config.task_type
+        if task is not None and cls.task not in (None, task):
+            raise AdapterError(
+                f"the adapter is for the task {task}, and {cls.__name__} for {cls.task}; use AutoPeftModel"
+            )
+        if task is not None or cls.task is not None:
+            return _BY_TASK[task or cls.task]
+        return _named_class(config.auto_mapping or {})
 
-class AutoPeftModel(_AutoPeftModel):
-    """An encoder or bare model with an adapter."""
 
-    auto_class = AutoModel
+def _named_class(noted: dict[str, Any]) -> Any:
+    """The class that auto_mapping notes: one of transformers', since a file must not choose what is imported."""
+    name = str(noted.get("base_model_class", "AutoModel"))
+    found = AutoModel if name == "AutoModel" else getattr(transformers, name, None)
+    if found is not AutoModel and not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+        raise AdapterError(
+            f"auto_mapping names the class {name!r}, which is none of transformers' models; load the base yourself and "
+            "use PeftModel.from_pretrained"
+        )
+    return found
 
 
-class AutoPeftModelForCausalLM(_AutoPeftModel):
+class AutoPeftModelForCausalLM(AutoPeftModel):
     """A causal language model with an adapter."""
 
-    auto_class = AutoModelForCausalLM
+    task = TaskType.CAUSAL_LM
 
 
-class AutoPeftModelForSequenceClassification(_AutoPeftModel):
+class AutoPeftModelForSequenceClassification(AutoPeftModel):
     """A sequence classifier with an adapter."""
 
-    auto_class = AutoModelForSequenceClassification
+    task = TaskType.SEQ_CLS
 
 
-class AutoPeftModelForSeq2SeqLM(_AutoPeftModel):
+class AutoPeftModelForSeq2SeqLM(AutoPeftModel):
     """A sequence-to-sequence model with an adapter."""
 
-    auto_class = AutoModelForSeq2SeqLM
+    task = TaskType.SEQ_2_SEQ_LM
 
 
-class AutoPeftModelForTokenClassification(_AutoPeftModel):
+class AutoPeftModelForTokenClassification(AutoPeftModel):
     """A token classifier with an adapter."""
 
-    auto_class = AutoModelForTokenClassification
+    task = TaskType.TOKEN_CLS
 
 
-class AutoPeftModelForQuestionAnswering(_AutoPeftModel):
+class AutoPeftModelForQuestionAnswering(AutoPeftModel):
     """A span predictor with an adapter."""
 
-    auto_class = AutoModelForQuestionAnswering
+    task = TaskType.QUESTION_ANS
+
+
+class AutoPeftModelForFeatureExtraction(AutoPeftModel):
+    """An encoder with an adapter."""
+
+    task = TaskType.FEATURE_EXTRACTION

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from lorasmith.attach import (
     Adapters,
@@ -196,6 +197,8 @@ class PeftModel(nn.Module):
         if not is_main_process:
             return
         for name in selected_adapters or list(self.peft_config):
+            self.adapters.check(name)
+            _note_class(self.peft_config[name], self.get_base_model())
             save_adapter(self.get_base_model(), save_directory, name, save_embedding_layers)  # type: ignore[arg-type]
 
     @classmethod
@@ -296,3 +299,9 @@ def _with_base_name(config: AdapterConfig, model: nn.Module) -> AdapterConfig:
     if config.base_model_name_or_path is None:
         config.base_model_name_or_path = getattr(model, "name_or_path", None) or None
     return config
+
+
+def _note_class(config: AdapterConfig, model: nn.Module) -> None:
+    # as PEFT does, for AutoPeftModel: without a task nothing else in the file says what the base is
+    if config.task_type is None and isinstance(model, PreTrainedModel):
+        config.auto_mapping = {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
