@@ -1,7 +1,8 @@
 """Where lorasmith differs from PEFT on purpose: what PEFT does, and what is done here (docs/migrating-from-peft.md)."""
 
 import json
-import logging
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,6 +41,13 @@ def test_reentrant_checkpointing_is_not_used_and_the_log_says_so(caplog):
     assert model.model.layers[0].gradient_checkpointing
 
 
+def what_peft_says_on_loading(folder: Path) -> str:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        peft.PeftModel.from_pretrained(llama(), folder)
+    return " ".join(str(warning.message) for warning in said)
+
+
 @pytest.fixture
 def changed(tmp_path):
     """An adapter's folder with one tensor under another name."""
@@ -54,8 +62,7 @@ def changed(tmp_path):
 
 def test_missing_and_unexpected_tensors_are_an_error_that_lists_them(changed):
     folder, key = changed
-    with pytest.warns(UserWarning, match="missing adapter keys"):
-        peft.PeftModel.from_pretrained(llama(), folder)
+    assert "missing adapter keys" in what_peft_says_on_loading(folder)
     with pytest.raises(AdapterError) as raised:
         lorasmith.PeftModel.from_pretrained(llama(), folder)
     assert f"missing {key}" in str(raised.value)
@@ -108,6 +115,19 @@ def test_a_soft_prompt_adds_no_positions_to_the_logits():
     assert logits(without).shape[1] == IDS.shape[1]
 
 
+def test_the_first_token_is_no_target_behind_a_soft_prompt():
+    """PEFT's last virtual token predicts the first real one; here a loss is of the model's own positions."""
+    fields = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 4}
+    models = [
+        shake(library.get_peft_model(llama(), library.PromptTuningConfig(**fields))) for library in (peft, lorasmith)
+    ]
+    rest = IDS.clone()
+    rest[:, 0] = -100
+    for labels, same in ((IDS, False), (rest, True)):
+        losses = [model(input_ids=IDS, labels=labels).loss.item() for model in models]
+        assert (abs(losses[0] - losses[1]) < 1e-5) == same
+
+
 def test_the_names_of_the_classes_travel(tmp_path):
     names = {0: "no", 1: "maybe", 2: "yes"}
     fields = {"task_type": "SEQ_CLS", "target_modules": ["query"]}
@@ -153,10 +173,8 @@ def test_fields_of_a_newer_version_are_named_as_in_peft(tmp_path, caplog):
     ours().save_pretrained(tmp_path)
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"use_wings": True}))
-    with pytest.warns(UserWarning, match="use_wings"):
-        peft.PeftModel.from_pretrained(llama(), tmp_path)
-    with caplog.at_level(logging.WARNING):
-        lorasmith.PeftModel.from_pretrained(llama(), tmp_path)
+    assert "use_wings" in what_peft_says_on_loading(tmp_path)
+    lorasmith.PeftModel.from_pretrained(llama(), tmp_path)
     assert "use_wings" in caplog.text
 
 

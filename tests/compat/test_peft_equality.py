@@ -22,8 +22,10 @@ from tiny import llama, logits, quantized, shake
 
 peft = pytest.importorskip("peft")
 
-# what the real PEFT says on saving an adapted embedding, and a LoRA with biases, which it takes for half a matrix
+# what the real PEFT says on saving an adapted embedding, of a LoRA with biases, which it takes for half a matrix, and
+# of a Conv1D that became a linear layer when it was quantized
 pytestmark = [
+    pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to True but the target module is:UserWarning"),
     pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`:UserWarning"),
     pytest.mark.filterwarnings(r"ignore:Adapter 'default'. \d+ LoRA tensor.s. have invalid shape"),
 ]
@@ -108,8 +110,6 @@ def test_logits_differ_from_the_bases_so_that_equality_means_something(written):
 
 
 def test_the_same_parameters_train_as_in_peft(read, written):
-    if read.case.storage != "dense":
-        pytest.skip("PEFT counts the stored bytes of a quantized base")
     assert written.ours.get_nb_trainable_parameters() == read.theirs.get_nb_trainable_parameters()
 
 
@@ -135,7 +135,7 @@ def test_configs_have_pefts_fields_and_defaults(method):
     assert {name: ours.get(name, "missing") for name in theirs} == theirs
 
 
-@pytest.mark.parametrize("method", OF_PEFT)
+@pytest.mark.parametrize("method", [name for name in OF_PEFT if not isinstance(methods[name], InputMethod)])
 def test_parameters_are_named_inside_as_in_peft(method):
     shape, given = CASES[method][0]
     case = Case(method, shape, given, "dense")
@@ -165,11 +165,10 @@ def test_a_trained_models_adapter_is_equal_too(method, shared, tmp_path):
 @pytest.mark.parametrize("config", ["LoraConfig", "IA3Config"])
 def test_a_trained_encoders_adapter_is_equal_too(config, shared, tmp_path):
     folder = real(shared, "minilm-l6-v2")
-    theirs = peft.get_peft_model(
-        AutoModel.from_pretrained(folder), getattr(peft, config)(task_type="FEATURE_EXTRACTION")
-    )
+    bases = [AutoModel.from_pretrained(folder, dtype=torch.float32) for _ in range(2)]
+    theirs = peft.get_peft_model(bases[0], getattr(peft, config)(task_type="FEATURE_EXTRACTION"))
     shake(theirs.eval()).save_pretrained(tmp_path)
-    ours = lorasmith.PeftModel.from_pretrained(AutoModel.from_pretrained(folder), tmp_path)
+    ours = lorasmith.PeftModel.from_pretrained(bases[1], tmp_path)
     with torch.no_grad():
         states = [model(**TEXT).last_hidden_state for model in (ours, theirs)]
     assert_close(*states, atol=2e-5, rtol=0)

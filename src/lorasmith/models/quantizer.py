@@ -222,7 +222,9 @@ def forget_takeover_(model: Any) -> None:
 
     None is needed: stored_state_dict gives the stored names.
     """
-    model._weight_conversions = [step for step in model._weight_conversions or [] if not _of_quantizer(step)]
+    # a model that was built and not loaded has none
+    steps = model.__dict__.get("_weight_conversions") or []
+    model._weight_conversions = [step for step in steps if not _of_quantizer(step)]
 
 
 def _of_quantizer(step: Any) -> bool:

@@ -21,11 +21,14 @@ torch.manual_seed(1)
 torch.nn.init.normal_(model.prompt_encoder["default"].embedding.weight)
 
 ids = torch.randint(64, (4, 10))
+# the first token is given, not learned
+labels = ids.clone()
+labels[:, 0] = -100
 mask = torch.ones_like(ids)
 mask[0, 7:] = 0
 optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
 for _ in range(3):
-    loss = model(input_ids=ids, attention_mask=mask, labels=ids).loss
+    loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
