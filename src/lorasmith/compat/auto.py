@@ -68,14 +68,14 @@ class AutoPeftModel:
 
     @classmethod
     def _base_class(cls, config: AdapterConfig) -> Any:
-        task = config.task_type
-        if task is not None and cls.task not in (None, task):
+        wanted = config.task_type or cls.task
+        if wanted is None:
+            return _named_class(config.auto_mapping or {})
+        if cls.task not in (None, wanted):
             raise AdapterError(
-                f"the adapter is for the task {task}, and {cls.__name__} for {cls.task}; use AutoPeftModel"
+                f"the adapter is for the task {wanted}, and {cls.__name__} for {cls.task}; use AutoPeftModel"
             )
-        if task is not None or cls.task is not None:
-            return _BY_TASK[task or cls.task]
-        return _named_class(config.auto_mapping or {})
+        return _BY_TASK[wanted]
 
 
 def _named_class(noted: dict[str, Any]) -> Any:
