@@ -79,6 +79,11 @@ CASES: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("t5", {"target_modules": "all-linear"}),
         ("vit", VIT),
         ("conv", {"target_modules": ["conv1", "conv2", "conv3"], "r": 2, "lora_alpha": 5}),
+        ("llama", {"use_dora": True, "target_modules": "all-linear", "r": 4, "lora_alpha": 6}),
+        ("llama", {"use_dora": True, "init_lora_weights": False}),
+        ("llama", {"use_dora": True, "target_modules": ["q_proj", "embed_tokens"], "r": 3}),
+        ("gpt2", {"use_dora": True, "fan_in_fan_out": True, "use_rslora": True}),
+        ("conv", {"use_dora": True, "target_modules": ["conv1", "conv2", "conv3"], "r": 2, "lora_alpha": 5}),
     ],
     "ia3": [
         ("llama", {}),

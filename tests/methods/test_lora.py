@@ -90,7 +90,7 @@ def test_a_convolutions_delta_is_its_adapter(conv):
         ({"lora_dropout": 1.5}, "lora_dropout"),
         ({"bias": "some"}, "lora_only"),
         ({"init_lora_weights": "pissa"}, "gaussian"),
-        ({"use_dora": True}, "use_dora"),
+        ({"use_dora": True, "lora_bias": True}, "lengths say nothing of a bias"),
         ({"task_type": "POETRY"}, "CAUSAL_LM"),
     ],
 )

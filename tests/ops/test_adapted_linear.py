@@ -203,3 +203,136 @@ def test_the_one_step_without_gradients_suits_torchs_dispatcher(native_kernels):
     stored = (packed, scales, codebook, 64, (7, 64), None, None, None, 256)
     arguments = (torch.randn(2, 1, 64), torch.randn(7), torch.randn(8, 64), torch.randn(7, 8), 0.5, *stored)
     torch.library.opcheck(torch.ops.lorasmith.adapted_blockwise_linear.default, arguments)
+
+
+# --- gains, gates, and updates with rows of their own
+
+EVERY_OTHER = torch.tensor([1, 3, 5])
+
+
+def part(values, rows):
+    return values if rows is None else values[rows]
+
+
+def plainly(x, weight, bias, low_rank):
+    """The formula once more, in operations that autograd knows, for updates with rows, gates and gains."""
+    y = F.linear(x, weight)
+    for u in low_rank:
+        h = u.scaling * part(x, u.rows) @ u.a.T
+        h = h if u.gate is None else h * u.gate
+        changed = part(y, u.rows) + h @ u.b.T
+        changed = changed if u.gain is None else changed * u.gain
+        y = changed if u.rows is None else y.index_put((torch.arange(len(x))[u.rows],), changed)
+    return y if bias is None else y + bias
+
+
+def made(rank, **fields):
+    a, b = seeded(rank, IN).double().requires_grad_(), seeded(OUT, rank).double().requires_grad_()
+    return ops.LowRank(a, b, 0.5 * rank, **fields)
+
+
+def gain(*shape):
+    return (1 + 0.3 * seeded(*shape)).double().requires_grad_()
+
+
+VARIED = {
+    "a gain": lambda: [made(4, gain=gain(OUT))],
+    "a gain that is zero somewhere": lambda: [made(4, gain=torch.arange(OUT).double().requires_grad_())],
+    "a gain for each row": lambda: [made(4, gain=gain(ROWS, OUT))],
+    "a gain that does not train": lambda: [made(4, gain=gain(OUT).detach())],
+    "a gate": lambda: [made(5, gate=seeded(ROWS, 5).double())],
+    "a gate and a gain": lambda: [made(5, gate=seeded(ROWS, 5).double(), gain=gain(ROWS, OUT))],
+    "a run of rows": lambda: [made(4, rows=slice(1, 4))],
+    "numbered rows": lambda: [made(4, rows=EVERY_OTHER)],
+    "rows that share nothing": lambda: [
+        made(4, rows=slice(0, 1)),
+        made(3, rows=torch.tensor([5, 2]), gain=gain(OUT)),
+        made(2, rows=slice(3, 5), gain=gain(OUT)),
+    ],
+    "rows of one update in those of another": lambda: [made(4), made(3, rows=EVERY_OTHER)],
+    "no rows": lambda: [made(4, rows=slice(2, 2), gain=gain(OUT))],
+}
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("varied", VARIED)
+def test_gains_gates_and_rows_are_those_of_the_formula_with_their_gradients(varied, biased):
+    weight, x = seeded(OUT, IN).double(), seeded(ROWS, IN).double().requires_grad_()
+    bias, low_rank = seeded(OUT).double().requires_grad_() if biased else None, VARIED[varied]()
+    y, expected = ops.adapted_linear(x, ops.DenseProduct(weight), bias, low_rank), plainly(x, weight, bias, low_rank)
+    torch.testing.assert_close(y, expected, atol=1e-11, rtol=1e-11)
+    tensors = [x, bias, *(tensor for u in low_rank for tensor in (u.a, u.b, u.gain))]
+    trained = [tensor for tensor in tensors if tensor is not None and tensor.requires_grad]
+    weights = seeded(*y.shape).double()
+    ours = torch.autograd.grad((y * weights).sum(), trained)
+    for mine, other in zip(ours, torch.autograd.grad((expected * weights).sum(), trained), strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-10, rtol=1e-10)
+    with torch.no_grad():
+        torch.testing.assert_close(ops.adapted_linear(x, ops.DenseProduct(weight), bias, low_rank), expected)
+
+
+@pytest.mark.parametrize("make", PRODUCTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_gain_serves_every_storage_with_and_without_gradients(make, dtype, biased):
+    product, weight = make()
+    (update,) = updates((4,))
+    update = ops.LowRank(update.a, update.b, update.scaling, gain=gain(OUT).float())
+    x, bias = seeded(ROWS, IN).to(dtype), seeded(OUT).to(dtype) if biased else None
+    expected = plainly(x.float(), weight, None if bias is None else bias.float(), [update])
+    trained = ops.adapted_linear(x, product, bias, [update])
+    with torch.no_grad():
+        generated = ops.adapted_linear(x, product, bias, [update])
+    for y in (trained, generated):
+        assert y.dtype == dtype
+        # in 16 bits a sum, its product with the gain and the bias each round to 8 bits
+        bound = 1e-3 if dtype == torch.float32 else float(expected.detach().abs().max()) * 2**-6
+        torch.testing.assert_close(y.float(), expected, atol=bound, rtol=0)
+
+
+def test_dropout_falls_on_an_updates_own_rows_alone():
+    product, weight = dense()
+    x, update = seeded(ROWS, IN).requires_grad_(), updates((4,))[0]
+    update = ops.LowRank(update.a, update.b, update.scaling, dropout=0.5, rows=EVERY_OTHER)
+    torch.manual_seed(3)
+    y = ops.adapted_linear(x, product, None, [update])
+    torch.manual_seed(3)
+    kept = F.dropout(x[EVERY_OTHER], 0.5)
+    expected = F.linear(x, weight).index_add(0, EVERY_OTHER, update.scaling * kept @ update.a.T @ update.b.T)
+    torch.testing.assert_close(y, expected, atol=1e-3, rtol=1e-5)
+    inputs = [x, update.a, update.b]
+    ours = torch.autograd.grad(y.square().sum(), inputs)
+    for mine, other in zip(ours, torch.autograd.grad(expected.square().sum(), inputs), strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-2, rtol=1e-4)
+
+
+def test_the_sum_before_a_gain_is_kept_only_where_the_gain_trains():
+    x, kept = seeded(ROWS, IN).requires_grad_(), []
+    (update,) = updates((4,))
+    for value, count in ((torch.ones(OUT), 0), (torch.ones(OUT, requires_grad=True), 1)):
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
+            low_rank = [ops.LowRank(update.a, update.b, 1.0, gain=value)]
+            assert ops.adapted_linear(x, dense()[0], None, low_rank).requires_grad
+        assert kept.count((ROWS, OUT)) == count
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"gain": torch.ones(OUT + 1)}, r"a gain \[41\] does not fit B \[40, 4\]"),
+        ({"gate": torch.ones(ROWS, 5)}, r"a gate \[6, 5\] does not fit A \[4, 96\]"),
+    ],
+)
+def test_a_gain_or_gate_that_does_not_fit_is_refused(fields, message):
+    (update,) = updates((4,))
+    with pytest.raises(FormatError, match=message):
+        ops.adapted_linear(seeded(ROWS, IN), dense()[0], None, [ops.LowRank(update.a, update.b, 1.0, **fields)])
+
+
+def test_a_gain_beside_another_update_of_the_same_rows_is_refused():
+    one, other = updates((4, 9))
+    with pytest.raises(FormatError, match="rows of its own"):
+        ops.adapted_linear(
+            seeded(ROWS, IN), dense()[0], None, [one, ops.LowRank(other.a, other.b, 1.0, gain=torch.ones(OUT))]
+        )

@@ -1,35 +1,19 @@
 """A module with adapters: the one wrapper that serves every method, number format and number of adapters."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from lorasmith.attach.assignment import Assignment
+from lorasmith.attach.by_rows import Stack, each_on_its_rows, updates_by_rows
+from lorasmith.attach.stored_weight import StoredWeight
 from lorasmith.errors import AttachError
 from lorasmith.methods import Site, dense_weight, frozen_product
-from lorasmith.ops import adapted_linear
-from lorasmith.quantized import QuantizedLinear, QuantizedWeight, dense_module
-
-
-@dataclass(frozen=True)
-class StoredWeight:
-    """The weight of a layer, dense, quantized or a Conv1D's, for whom its storage is of no concern."""
-
-    layer: Any
-
-    def __call__(self) -> Tensor:
-        """The dense weight [out, in, ...] in the type that it was loaded in."""
-        return dense_weight(self.layer)
-
-    @torch.no_grad()
-    def times(self, rows: Tensor) -> Tensor:
-        """rows W^T of rows [R, in] -> [R, out] in the type of rows, without gradients."""
-        if isinstance(self.layer, QuantizedLinear):
-            return self.layer.product().forward(rows, None)
-        return functional.linear(rows, dense_weight(self.layer, rows.dtype))
+from lorasmith.methods.kept import Kept
+from lorasmith.ops import LowRank, Product, adapted_linear
+from lorasmith.quantized import QuantizedWeight, dense_module
 
 
 class Adapted(nn.Module):
@@ -49,9 +33,12 @@ class Adapted(nn.Module):
         self.sites = {}
         self.active: list[str] = []
         self.enabled = True
+        # who serves which rows, instead of the active ones for all
+        self.assigned: Assignment | None = None
         self.merged: list[str] = []
         # (weight, bias) before a merge in place: a sum and a difference of roundings is not the identity
         self._unmerged: tuple[Tensor, Tensor | None] | None = None
+        self._stack: Kept[Stack] = Kept()
 
     def add(self, adapter: str, site: Site) -> None:
         """Place site here under the adapter's name."""
@@ -77,17 +64,21 @@ class Adapted(nn.Module):
         return found
 
     def acting(self) -> list[Site]:
-        """The sites that change the output now."""
+        """The sites that change the output now, where all rows are alike."""
         if not self.enabled or self.merged:
             return []
-        return [self.sites[name] for name in self.active if name in self.sites]
+        names = self.active if self.assigned is None else self.assigned.present
+        return [self.sites[name] for name in names if name in self.sites]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer's output, changed by the acting sites."""
         sites = self.acting()
-        fused = self._fused(x, sites) if not args and not kwargs else None
-        if fused is not None:
-            return fused
+        if sites and self.assigned is not None and self.assigned.only is None:
+            return self._by_rows(self.assigned, x, *args, **kwargs)
+        product = self._product(x, sites) if not args and not kwargs else None
+        updates = None if product is None else self._updates(sites)
+        if product is not None and updates is not None:
+            return adapted_linear(x, product, self.bias, updates)
         changed = x
         for site in sites:
             changed = site.before(changed)
@@ -96,19 +87,39 @@ class Adapted(nn.Module):
             y = site.after(x, y, self.base_weight)
         return y
 
-    def _fused(self, x: Tensor, sites: list[Site]) -> Tensor | None:
-        """The output in one step, where all that acts are low-rank updates of a frozen linear layer."""
+    def _by_rows(self, assigned: Assignment, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The base layer's output, each row changed by the site of its own adapter."""
+        assigned.check(x)
+        sites = {name: self.sites[name] for name in assigned.present if name in self.sites}
+        product = self._product(x, list(sites.values())) if not args and not kwargs else None
+        updates = None if product is None else self._low_rank(list(sites.values()))
+        if product is not None and updates is not None:
+            named = dict(zip(sites, updates, strict=True))
+            return adapted_linear(x, product, self.bias, updates_by_rows(assigned, named, x, self._stack))
+        return each_on_its_rows(
+            assigned, sites, x, lambda changed: self.base_layer(changed, *args, **kwargs), self.base_weight
+        )
+
+    def _product(self, x: Tensor, sites: list[Site]) -> Product | None:
+        """Multiplying by the frozen weight, where updates may run in one step with it."""
         # a compiler fuses the parts itself, and sees through them
-        if not sites or torch.compiler.is_compiling():
+        return None if not sites or torch.compiler.is_compiling() else frozen_product(self.base_layer, x)
+
+    def _updates(self, sites: list[Site]) -> list[LowRank] | None:
+        """The sites as updates of all rows, where they are such."""
+        updates = self._low_rank(sites)
+        # a gain multiplies what stands before it in the list, so it takes the step alone
+        if updates is not None and len(updates) > 1 and any(update.gain is not None for update in updates):
             return None
-        updates = [site.low_rank() for site in sites]
-        product = frozen_product(self.base_layer, x)
-        if product is None or not all(updates):
-            return None
-        return adapted_linear(x, product, self.bias, [update for update in updates if update is not None])
+        return updates
+
+    def _low_rank(self, sites: list[Site]) -> list[LowRank] | None:
+        weight = self.base_weight
+        updates = [update for site in sites if (update := site.low_rank(weight)) is not None]
+        return updates if len(updates) == len(sites) else None
 
     @property
-    def base_weight(self) -> "StoredWeight":
+    def base_weight(self) -> StoredWeight:
         """The base's weight as sites see it."""
         return StoredWeight(self.base_layer)
 
@@ -120,6 +131,7 @@ class Adapted(nn.Module):
         sites = [self.sites[name] for name in adapters if name in self.sites]
         # what changes the input changes it for the base alone, whatever stands before it in the list
         for site in sorted(sites, key=lambda site: type(site).before is Site.before):
+            site.before_merge(self.base_weight)
             extra = site.delta_bias(bias)
             weight = weight + site.delta(weight)
             if extra is not None:
@@ -131,6 +143,7 @@ class Adapted(nn.Module):
         sites = [self.sites[name] for name in adapters if name in self.sites]
         return self.bias is None and any(site.delta_bias(None) is not None for site in sites)
 
+    @torch.no_grad()
     def merge_(self, adapters: list[str]) -> None:
         """Add these adapters to the dense base weight, one rounding in all; `unmerge_` restores the bits."""
         if self.merged:
@@ -138,19 +151,20 @@ class Adapted(nn.Module):
         base = self.base_layer
         weight, bias = self.deltas(adapters)
         self._unmerged = (base.weight.detach().clone(), None if self.bias is None else self.bias.detach().clone())
-        base.weight.data.copy_(weight.T if isinstance(base, Conv1D) else weight)
+        base.weight.copy_(weight.T if isinstance(base, Conv1D) else weight)
         if bias is not None:
-            base.bias.data.copy_(bias)
+            base.bias.copy_(bias)
         self.merged = list(adapters)
 
+    @torch.no_grad()
     def unmerge_(self) -> None:
         """Put back the weight from before the merge, bit for bit."""
         if self._unmerged is None:
             return
         weight, bias = self._unmerged
-        self.base_layer.weight.data.copy_(weight)
+        self.base_layer.weight.copy_(weight)
         if bias is not None:
-            self.base_layer.bias.data.copy_(bias)
+            self.base_layer.bias.copy_(bias)
         self._unmerged, self.merged = None, []
 
     @torch.no_grad()

@@ -1,11 +1,12 @@
 """The book of a model's adapters: which there are, which act, which tensors are whose."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, nn
 
 from lorasmith.attach.adapted import Adapted
+from lorasmith.attach.assignment import BASE, Assignment
 from lorasmith.attach.base_tensors import BaseTensors
 from lorasmith.attach.class_names import ClassNames
 from lorasmith.attach.prompted import Prompted
@@ -33,6 +34,8 @@ class Adapters:
         self.class_names = ClassNames(model)
         self.prompted: Prompted | None = None
         self.enabled = True
+        # who serves which rows while a block of by_rows lasts
+        self.assigned: Assignment | None = None
 
     def adapted(self) -> Iterator[tuple[str, Adapted]]:
         """(path, wrapper) of every adapted module, in the model's order."""
@@ -97,6 +100,48 @@ class Adapters:
             yield
         finally:
             self.enable(before)
+
+    @contextmanager
+    def by_rows(self, names: Sequence[str], *, per_token: bool = False, repeats: int = 1) -> Iterator[None]:
+        """For as long as the block lasts, names say which adapter serves each row of a batch, BASE for none.
+
+        With per_token they are for the tokens of a batch of one row. Generation may repeat each row `repeats` times.
+        The active adapters do not act meanwhile, and train as they did. Where layers are computed again in a backward,
+        it belongs into the block. Raises AttachError for unknown names, for adapters that are merged in place, and for
+        those that have no rows of their own: soft prompts, and what trains tensors of the base.
+        """
+        assigned = Assignment(names, per_token=per_token, repeats=repeats)
+        self._check_rows(assigned)
+        before = self.assigned
+        self._assign(assigned)
+        try:
+            yield
+        finally:
+            self._assign(before)
+
+    def _check_rows(self, assigned: Assignment) -> None:
+        if any(adapted.merged for _, adapted in self.adapted()):
+            raise AttachError("adapters are merged in place, so that all rows have them; unmerge first")
+        for name in assigned.present:
+            if name == BASE:
+                continue
+            self.check(name)
+            if self.configs[name].is_prompt_learning:
+                raise AttachError(f"adapter {name!r} is a soft prompt, which lengthens its rows; give it its own batch")
+            if self.base_tensors.parameters(name):
+                raise AttachError(
+                    f"adapter {name!r} trains tensors of the base, which all rows share; give it its own batch"
+                )
+
+    def _assign(self, assigned: Assignment | None) -> None:
+        self.assigned = assigned
+        self.base_tensors.place(self.active if self.enabled and assigned is None else [])
+        for _, adapted in self.adapted():
+            adapted.assigned = assigned
+        for _, saved in self.saved_modules():
+            saved.assigned = assigned
+        if self.prompted is not None:
+            self.prompted.enabled = self.enabled and assigned is None
 
     def enable(self, enabled: bool) -> None:
         """Switch all adapters on or off; off means the bare base, so what was merged in place is unmerged."""

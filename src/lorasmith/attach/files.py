@@ -304,6 +304,7 @@ def _resize_embeddings(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         model.resize_token_embeddings(max(rows), mean_resizing=False)
 
 
+@torch.no_grad()
 def _restore_embeddings(book: Adapters, embeddings: Mapping[str, Tensor]) -> None:
     modules = _embedding_keys(book.model)
     for key, value in embeddings.items():
@@ -314,4 +315,4 @@ def _restore_embeddings(book: Adapters, embeddings: Mapping[str, Tensor]) -> Non
         if weight.shape != value.shape:
             shapes = f"{tuple(value.shape)}, the model's {tuple(weight.shape)}"
             raise AdapterError(f"{key} has shape {shapes}; resize the model's embeddings first")
-        weight.data.copy_(value)
+        weight.copy_(value)

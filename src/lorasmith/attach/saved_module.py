@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import nn
 
+from lorasmith.attach.assignment import Assignment
+from lorasmith.attach.by_rows import whole_modules_by_rows
 from lorasmith.errors import AttachError
 from lorasmith.quantized import QuantizedWeight, dense_module
 
@@ -18,6 +20,8 @@ class SavedModule(nn.Module):
         self.modules_to_save = nn.ModuleDict()
         self.active: str | None = None
         self.enabled = True
+        # who serves which rows, instead of the active one for all
+        self.assigned: Assignment | None = None
 
     def add(self, adapter: str) -> None:
         """Give the adapter a copy of the module; a quantized module is copied dense, so that it can train."""
@@ -38,13 +42,22 @@ class SavedModule(nn.Module):
     @property
     def acting(self) -> nn.Module:
         """The copy that is in use, or the original."""
-        if self.enabled and self.active is not None and self.active in self.modules_to_save:
-            return self.modules_to_save[self.active]
+        return self.of(self.active if self.assigned is None else self.assigned.only)
+
+    def of(self, adapter: str | None) -> nn.Module:
+        """The copy of one adapter, or the original."""
+        if self.enabled and adapter is not None and adapter in self.modules_to_save:
+            return self.modules_to_save[adapter]
         return self.original_module
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the acting module returns."""
-        return self.acting(*args, **kwargs)
+        if self.assigned is None or self.assigned.only is not None:
+            return self.acting(*args, **kwargs)
+        modules = {name: self.of(name) for name in self.assigned.present}
+        if all(module is self.original_module for module in modules.values()):
+            return self.original_module(*args, **kwargs)
+        return whole_modules_by_rows(self.assigned, modules, args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -23,6 +23,13 @@ class BaseWeight(Protocol):
     def times(self, rows: Tensor) -> Tensor:
         """rows W^T of rows [R, in] -> [R, out], without making W dense where the layer can do without. Linear only."""
 
+    def stored(self) -> list[Tensor]:
+        """The tensors that hold it: what is worked out from the weight holds as long as they do not change."""
+
+    @property
+    def bias(self) -> Tensor | None:
+        """What the module adds to its output [out]."""
+
 
 class Site(nn.Module):
     """A method at one module. Subclasses override what their mathematics changes; the rest is the identity."""
@@ -46,13 +53,16 @@ class Site(nn.Module):
         """The output instead of y; x is the module's own input, before any change."""
         return y
 
-    def low_rank(self) -> LowRank | None:
+    def low_rank(self, weight: BaseWeight) -> LowRank | None:
         """The site's whole effect on a linear layer where it is an update of low rank, which then runs in one step."""
         return None
 
     def refuses_merge(self) -> str | None:
         """Why no change of the weight can have the site's effect; None where delta gives one."""
         return f"{self.describe()} is no change of a weight"
+
+    def before_merge(self, weight: BaseWeight) -> None:
+        """Take from the base's weight what delta needs to know of it; delta's own may hold other adapters already."""
 
     def delta(self, weight: Tensor) -> Tensor:
         """The change of weight [out, in, ...] that has the site's whole effect, in the type of weight.

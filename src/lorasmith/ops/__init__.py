@@ -19,7 +19,8 @@ import lorasmith.ops.rowwise.reference
 import lorasmith.ops.token_loss.cpu
 import lorasmith.ops.token_loss.reference  # noqa: F401
 from lorasmith.ops.adapted_linear.product import BlockwiseProduct, DenseProduct, Multiplier, Product, RowwiseProduct
-from lorasmith.ops.adapted_linear.schema import LowRank, adapted_linear
+from lorasmith.ops.adapted_linear.schema import adapted_linear
+from lorasmith.ops.adapted_linear.update import LowRank
 from lorasmith.ops.blockwise.schema import Nested, dequantize_blockwise, double_quantize, quantize_blockwise
 from lorasmith.ops.blockwise_linear.schema import blockwise_linear
 from lorasmith.ops.cross_entropy import (

@@ -9,6 +9,7 @@ from torch import nn
 from lorasmith.methods.layer import LayerSpec
 from lorasmith.methods.lora.config import LoraConfig
 from lorasmith.methods.lora.conv import LoraConv
+from lorasmith.methods.lora.dora import DoraSite
 from lorasmith.methods.lora.embedding import LoraEmbedding
 from lorasmith.methods.lora.linear import LoraLinear
 from lorasmith.methods.lora.site import LoraSite
@@ -21,7 +22,7 @@ __all__ = ["LoraConfig", "LoraSite"]
 
 
 class Lora(SiteMethod[LoraConfig]):
-    """Low-rank adaptation of linear layers, embeddings and convolutions."""
+    """Low-rank adaptation of linear layers, embeddings and convolutions; with use_dora, DoRA."""
 
     config_class = LoraConfig
     recipe_targets = "all-linear"
@@ -29,7 +30,8 @@ class Lora(SiteMethod[LoraConfig]):
     def site(self, config: LoraConfig, layer: LayerSpec, float32: bool, shared: nn.Module | None) -> Site:
         dtype = adapter_dtype(layer, float32)
         shapes: dict[str, type[LoraSite]] = {"linear": LoraLinear, "embedding": LoraEmbedding, "conv": LoraConv}
-        return shapes[layer.kind](config, layer, dtype)  # type: ignore[call-arg]
+        update = shapes[layer.kind](config, layer, dtype)  # type: ignore[call-arg]
+        return DoraSite(update, dtype) if config.use_dora else update
 
     def default_targets(self, model_type: str) -> list[str] | str | None:
         return LORA_TARGETS.get(model_type)

@@ -13,7 +13,6 @@ Initialization = bool | Literal["gaussian"]
 # PEFT's fields for variants that this version does not have: accepted at these values, refused at any other
 _VARIANTS: dict[str, tuple[Any, ...]] = {
     "layer_replication": (None,),
-    "use_dora": (False,),
     "use_qalora": (False,),
     "use_bdlora": (None, False),
     "target_parameters": (None, []),
@@ -81,6 +80,8 @@ class LoraConfig(LayeredConfig):
             raise AttachError(f"bias={self.bias!r} is not one of none, all, lora_only")
         if self.init_lora_weights not in (True, False, "gaussian"):
             raise AttachError(f"init_lora_weights={self.init_lora_weights!r} is not one of True, False, 'gaussian'")
+        if self.use_dora and self.lora_bias:
+            raise AttachError("use_dora and lora_bias: DoRA's lengths say nothing of a bias; leave one of them False")
         for name, accepted in _VARIANTS.items():
             if getattr(self, name) not in accepted:
                 raise AttachError(f"{name}={getattr(self, name)!r} is not supported yet; leave it at {accepted[0]!r}")

@@ -44,6 +44,12 @@ class LoraConv(LoraSite):
         h = self.lora_A(self.lora_dropout(x).to(self.lora_A.weight.dtype))
         return y + (self.lora_B(h) * self.scaling).to(y.dtype)
 
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.lora_A.weight.flatten(1), self.lora_B.weight.flatten(1)
+
+    def as_rows(self, weight: Tensor) -> Tensor:
+        return weight.flatten(1)
+
     def delta(self, weight: Tensor) -> Tensor:
         b_OR = self.lora_B.weight.detach().float().flatten(1)
         a_RK = self.lora_A.weight.detach().float().flatten(1)

@@ -29,6 +29,12 @@ class LoraEmbedding(LoraSite):
         h = functional.embedding(x, self.lora_embedding_A.weight.T) * (self.scaling * self.layer.output_scale)
         return y + (h @ self.lora_embedding_B.weight.T).to(y.dtype)
 
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.lora_embedding_A.weight, self.lora_embedding_B.weight
+
+    def as_rows(self, weight: Tensor) -> Tensor:
+        return weight.T
+
     def delta(self, weight: Tensor) -> Tensor:
         product = self.lora_embedding_B.weight.detach().float() @ self.lora_embedding_A.weight.detach().float()
         return (self.scaling * product).T.to(weight.dtype)

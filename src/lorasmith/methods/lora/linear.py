@@ -27,11 +27,20 @@ class LoraLinear(LoraSite):
         bias = None if self.lora_B.bias is None else self.lora_B.bias.to(x.dtype) * self.scaling
         return y + functional.linear(h, self.lora_B.weight.to(x.dtype), bias).to(y.dtype)
 
-    def low_rank(self) -> LowRank | None:
+    def low_rank(self, weight: BaseWeight) -> LowRank | None:
         if self.lora_B.bias is not None:
             return None
         dropout = self.lora_dropout.p if isinstance(self.lora_dropout, nn.Dropout) and self.lora_dropout.training else 0
         return LowRank(self.lora_A.weight, self.lora_B.weight, self.scaling, dropout)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.lora_A.weight, self.lora_B.weight
+
+    def as_rows(self, weight: Tensor) -> Tensor:
+        return weight
+
+    def times(self, weight: BaseWeight, rows: Tensor) -> Tensor:
+        return weight.times(rows)
 
     def delta(self, weight: Tensor) -> Tensor:
         product = self.lora_B.weight.detach().float() @ self.lora_A.weight.detach().float()

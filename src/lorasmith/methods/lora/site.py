@@ -1,22 +1,38 @@
 """What all shapes of LoRA share: the rank, the scaling, the dropout, and how the factors start."""
 
 import math
+from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
 from lorasmith.methods.layer import LayerSpec
 from lorasmith.methods.lora.config import Initialization, LoraConfig
-from lorasmith.methods.site import Site
+from lorasmith.methods.site import BaseWeight, Site
 
 
-class LoraSite(Site):
-    """What the three shapes of LoRA share; A and B are child modules named as in PEFT."""
+class LoraSite(Site, ABC):
+    """What the three shapes of LoRA share; A and B are child modules named as in PEFT.
+
+    Each is an update s B A of the weight as a matrix [O, K], whose rows are what one output is made with.
+    """
 
     def __init__(self, config: LoraConfig, layer: LayerSpec) -> None:
         super().__init__(layer)
         self.rank = config.rank_of(layer.path)
         self.scaling = config.scaling_of(layer.path)
         self.lora_dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
+
+    @abstractmethod
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A [R, K] and B [O, R]."""
+
+    @abstractmethod
+    def as_rows(self, weight: Tensor) -> Tensor:
+        """The weight of the module as a matrix [O, K]."""
+
+    def times(self, weight: BaseWeight, rows: Tensor) -> Tensor:
+        """rows W^T of rows [R, K] and the weight W as a matrix [O, K]: [R, O]."""
+        return rows @ self.as_rows(weight()).to(rows.dtype).T
 
     def describe(self) -> str:
         return f"LoRA, rank {self.rank}, scaling {self.scaling:g}"

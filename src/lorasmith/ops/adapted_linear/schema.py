@@ -1,13 +1,14 @@
-"""y = x W^T + bias + sum over k of s_k drop_k(x) A_k^T B_k^T, W frozen: one autograd step.
+"""y = g * (x W^T + sum over k of s_k drop_k(x) A_k^T B_k^T) + bias, W frozen: one autograd step.
 
-Of the input only x itself is kept, which layers that read the same x share, and that only where an A or B trains; of
-each update the small h_k = s_k drop_k(x) A_k^T. The updates are added into y and into the gradient of x in place.
-Source: LoRA, arXiv 2106.09685, section 4.1; QLoRA, arXiv 2305.14314, equation 5.
-Axes: N rows (any leading axes), I in_features, O out_features, R rank.
+Of the input only x itself is kept, which layers that read the same x share, and that only where an A trains; of each
+update the small h_k = s_k drop_k(x) A_k^T; and where a gain g trains, the sum that it multiplies. The updates are
+added into y and into the gradient of x in place. Updates may have rows of their own: one batch, several adapters.
+Source: LoRA, arXiv 2106.09685, section 4.1; QLoRA, arXiv 2305.14314, equation 5; DoRA, arXiv 2402.09353, equation 5.
+Axes: N rows (any leading axes), n of them with an update, I in_features, O out_features, R rank.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,89 +17,110 @@ from torch.autograd.function import once_differentiable
 
 from lorasmith.errors import FormatError
 from lorasmith.ops.adapted_linear.product import Product
+from lorasmith.ops.adapted_linear.update import Course, LowRank
 from lorasmith.ops.autocast import autocast_inputs
-from lorasmith.ops.low_rank.schema import add_update, outer, project
+from lorasmith.ops.low_rank.schema import outer, project
 from lorasmith.ops.precision import factor_dtype, product_dtype, without_autocast
 
 
-@dataclass(frozen=True)
-class LowRank:
-    """One update: A [R, I], B [O, R], the factor s, and the share of x's elements that are dropped before A."""
-
-    a: Tensor
-    b: Tensor
-    scaling: float
-    dropout: float = 0.0
-
-
 def adapted_linear(x: Tensor, product: Product, bias: Tensor | None, updates: Sequence[LowRank]) -> Tensor:
-    """x [N, I] -> y [N, O] in x's type (autocast's where it is on). Gradients go to x, bias, and every A and B.
+    """x [N, I] -> y [N, O] in x's type (autocast's where it is on). Gradients go to x, bias, and every A, B and gain.
 
     A and B may be of another type than x: they are read in f32 on a CPU and in the type of the product elsewhere, and
     get gradients in their own.
-    Raises FormatError where an update does not fit x.
+    Raises FormatError where an update does not fit x, and for a gain beside an update that has all rows.
     """
     for update in updates:
-        if update.a.shape[1] != x.shape[-1] or update.a.shape[0] != update.b.shape[1]:
-            raise FormatError(
-                f"an update of A {list(update.a.shape)} and B {list(update.b.shape)} does not fit x {list(x.shape)}"
-            )
+        update.check(x)
+    alone = len(updates) == 1 or all(update.rows is not None for update in updates)
+    if not alone and any(update.gain is not None for update in updates):
+        raise FormatError("a gain multiplies the whole sum; beside other updates, each must have rows of its own")
     x, bias = autocast_inputs(x, bias)
     grad = torch.is_grad_enabled()
-    if not grad and len(updates) == 1 and updates[0].dropout == 0.0:
-        y = product.adapted(x, bias, updates[0].a, updates[0].b, updates[0].scaling)
+    if not grad and len(updates) == 1 and updates[0].plain:
+        y = _in_one_operation(x, product, bias, updates[0])
         if y is not None:
             return y
-    scales = tuple((update.scaling, update.dropout) for update in updates)
-    factors = [factor for update in updates for factor in (update.a, update.b)]
+    courses = tuple(Course.of(update) for update in updates)
+    tensors = [tensor for update in updates for tensor in (update.a, update.b, update.gain)]
     if not grad:
         # an autograd step that keeps nothing still costs more than the thin products of one row
-        return _computed(x, bias, product, scales, factors)[0]
-    return _AdaptedLinear.apply(x, bias, product, scales, *factors)
+        return _computed(x, bias, product, courses, tensors, keeps_sum=False)[0]
+    return _AdaptedLinear.apply(x, bias, product, courses, *tensors)
+
+
+def _in_one_operation(x: Tensor, product: Product, bias: Tensor | None, update: LowRank) -> Tensor | None:
+    if update.gain is None:
+        return product.adapted(x, bias, update.a, update.b, update.scaling)
+    y = product.adapted(x, None, update.a, update.b, update.scaling)
+    if y is None:
+        return None
+    y = y * update.gain
+    return (y if bias is None else y.add_(bias)).to(x.dtype)
+
+
+@dataclass
+class _Kept:
+    """What a backward needs: of each update h [n, R] and the mask of its dropout, and the sum [N, O] before gains."""
+
+    hiddens: list[Tensor] = field(default_factory=list)
+    masks: list[Tensor | None] = field(default_factory=list)
+    sum: Tensor | None = None
 
 
 def _computed(
     x: Tensor,
     bias: Tensor | None,
     product: Product,
-    scales: tuple[tuple[float, float], ...],
-    factors: Sequence[Tensor],
-) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
-    """y [..., O] in x's type, and of each update h [N, R] and the mask of its dropout."""
+    courses: tuple[Course, ...],
+    tensors: Sequence[Tensor | None],
+    *,
+    keeps_sum: bool,
+) -> tuple[Tensor, _Kept]:
+    """y [..., O] in x's type, and what to keep; tensors are A, B and gain of each update."""
     wide = product_dtype(x.dtype, x.device)
     exact = factor_dtype(wide, x.device)
-    hiddens: list[Tensor] = []
-    masks: list[Tensor | None] = []
+    gains = tensors[2::3]
+    gained = any(gain is not None for gain in gains)
+    kept = _Kept()
     with without_autocast(x.device):
         x_NI = x.reshape(-1, x.shape[-1])
-        y_NO = product.forward(x_NI.to(wide), None if bias is None else bias.to(wide))
-        for (scaling, dropout), a_RI, b_OR in zip(scales, factors[::2], factors[1::2], strict=True):
-            kept_NI, mask = _drop(x_NI, dropout)
-            hiddens.append(project(kept_NI, a_RI.to(exact), scaling))
-            masks.append(mask)
-            dtype = x.dtype if len(hiddens) == len(scales) else wide
-            y_NO = add_update(y_NO, hiddens[-1], b_OR.to(exact).T, dtype)
-    return y_NO.to(x.dtype).view(*x.shape[:-1], y_NO.shape[1]), hiddens, masks
+        y_NO = product.forward(x_NI.to(wide), None if bias is None or gained else bias.to(wide))
+        for course, a_RI, b_OR in zip(courses, tensors[::3], tensors[1::3], strict=True):
+            assert a_RI is not None
+            assert b_OR is not None
+            x_nI, mask = course.drop(x_NI)
+            kept.hiddens.append(course.gated_(project(x_nI, a_RI.to(exact), course.scaling)))
+            kept.masks.append(mask)
+            last = len(kept.hiddens) == len(courses) and not gained
+            y_NO = course.add(y_NO, kept.hiddens[-1], b_OR.to(exact).T, x.dtype if last else wide)
+        if gained:
+            kept.sum = y_NO.to(x.dtype, copy=True) if keeps_sum else None
+            y_NO = _amplified_(y_NO, courses, gains)
+            y_NO = y_NO if bias is None else y_NO.add_(bias)
+    return y_NO.to(x.dtype).view(*x.shape[:-1], y_NO.shape[1]), kept
 
 
-# where the factors begin among the arguments of the step: behind x, bias, product and scales
-_FACTORS = 4
+def _amplified_(values_NO: Tensor, courses: Sequence[Course], gains: Sequence[Tensor | None]) -> Tensor:
+    for course, gain in zip(courses, gains, strict=True):
+        if gain is not None:
+            course.put_(values_NO, course.of_rows(values_NO).mul_(gain))
+    return values_NO
+
+
+# where the tensors of the updates begin among the arguments of the step: behind x, bias, product and courses
+_TENSORS = 4
 
 
 class _AdaptedLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        bias: Tensor | None,
-        product: Product,
-        scales: tuple[tuple[float, float], ...],
-        *factors: Tensor,
+        ctx: Any, x: Tensor, bias: Tensor | None, product: Product, courses: tuple[Course, ...], *tensors: Tensor | None
     ) -> Tensor:
-        y, hiddens, masks = _computed(x, bias, product, scales, factors)
-        trains = any(ctx.needs_input_grad[_FACTORS:])
-        ctx.save_for_backward(x if trains else None, *factors, *hiddens, *masks)
-        ctx.product, ctx.scales, ctx.x_shape, ctx.x_dtype = product, scales, x.shape, x.dtype
+        needs = ctx.needs_input_grad[_TENSORS:]
+        y, kept = _computed(x, bias, product, courses, tensors, keeps_sum=any(needs[2::3]))
+        ctx.save_for_backward(x if any(needs[::3]) else None, kept.sum, *tensors, *kept.hiddens, *kept.masks)
+        ctx.product, ctx.courses, ctx.x_shape, ctx.x_dtype = product, courses, x.shape, x.dtype
         ctx.wide = product_dtype(x.dtype, x.device)
         ctx.bias_dtype = None if bias is None else bias.dtype
         return y
@@ -106,47 +128,61 @@ class _AdaptedLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        count = len(ctx.scales)
-        x, *saved = ctx.saved_tensors
-        factors, hiddens, masks = saved[: 2 * count], saved[2 * count : 3 * count], saved[3 * count :]
+        count = len(ctx.courses)
+        x, sum_NO, *saved = ctx.saved_tensors
+        tensors, hiddens, masks = saved[: 3 * count], saved[3 * count : 4 * count], saved[4 * count :]
+        needs = ctx.needs_input_grad[_TENSORS:]
         exact = factor_dtype(ctx.wide, grad.device)
         grad_x = grad_bias = None
-        grad_factors: list[Tensor | None] = []
+        grads: list[Tensor | None] = []
         with without_autocast(grad.device):
             grad_NO = grad.reshape(-1, grad.shape[-1])
             # kept wherever an A trains
             x_NI: Any = None if x is None else x.reshape(-1, x.shape[-1])
-            if ctx.needs_input_grad[0]:
-                grad_x = ctx.product.backward(grad_NO.to(ctx.wide))
             if ctx.needs_input_grad[1]:
                 grad_bias = grad_NO.to(exact).sum(0).to(ctx.bias_dtype)
-            needs = ctx.needs_input_grad[_FACTORS:]
-            parts = zip(ctx.scales, factors[::2], factors[1::2], hiddens, masks, needs[::2], needs[1::2], strict=True)
-            for (scaling, dropout), a_RI, b_OR, h_NR, mask, needs_a, needs_b in parts:
-                u_NR = project(grad_NO, b_OR.to(exact).T, scaling)
-                grad_factors.append(outer(u_NR, _dropped(x_NI, mask, dropout)).to(a_RI.dtype) if needs_a else None)
-                grad_factors.append(outer(h_NR, grad_NO).T.to(b_OR.dtype).contiguous() if needs_b else None)
+            grad_gains = _grad_gains(grad_NO, sum_NO, ctx.courses, tensors[2::3], needs[2::3])
+            if any(gain is not None for gain in tensors[2::3]):
+                grad_NO = _amplified_(grad_NO.to(ctx.wide, copy=True), ctx.courses, tensors[2::3])
+            if ctx.needs_input_grad[0]:
+                grad_x = ctx.product.backward(grad_NO.to(ctx.wide))
+            factors = (tensors[::3], tensors[1::3], needs[::3], needs[1::3])
+            parts = zip(ctx.courses, *factors, hiddens, masks, grad_gains, strict=True)
+            for course, a_RI, b_OR, needs_a, needs_b, h_nR, mask, grad_gain in parts:
+                grad_nO = course.of_rows(grad_NO)
+                u_nR = course.gated_(project(grad_nO, b_OR.to(exact).T, course.scaling))
+                grads.append(outer(u_nR, course.dropped(x_NI, mask)).to(a_RI.dtype) if needs_a else None)
+                grads.append(outer(h_nR, grad_nO).T.to(b_OR.dtype).contiguous() if needs_b else None)
+                grads.append(grad_gain)
                 if grad_x is not None:
-                    dtype = ctx.x_dtype if len(grad_factors) == 2 * count else ctx.wide
-                    grad_x = _with_update(grad_x, u_NR, a_RI.to(exact), mask, dropout, dtype)
+                    dtype = ctx.x_dtype if len(grads) == 3 * count else ctx.wide
+                    grad_x = _with_update(grad_x, course, u_nR, a_RI.to(exact), mask, dtype)
         if grad_x is not None:
             grad_x = grad_x.to(ctx.x_dtype).view(ctx.x_shape)
-        return grad_x, grad_bias, None, None, *grad_factors
+        return grad_x, grad_bias, None, None, *grads
 
 
-def _drop(x_NI: Tensor, dropout: float) -> tuple[Tensor, Tensor | None]:
-    if dropout == 0.0:
-        return x_NI, None
-    return torch.native_dropout(x_NI, dropout, True)
-
-
-def _dropped(x_NI: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    return x_NI if mask is None else x_NI * mask * (1 / (1 - dropout))
+def _grad_gains(
+    grad_NO: Tensor,
+    sum_NO: Tensor | None,
+    courses: Sequence[Course],
+    gains: Sequence[Tensor | None],
+    needs: Sequence[bool],
+) -> list[Tensor | None]:
+    grads: list[Tensor | None] = []
+    for course, gain, needed in zip(courses, gains, needs, strict=True):
+        if gain is None or sum_NO is None or not needed:
+            grads.append(None)
+            continue
+        each_nO = course.of_rows(grad_NO).to(gain.dtype) * course.of_rows(sum_NO)
+        grads.append(each_nO if gain.dim() == 2 else each_nO.sum(0))
+    return grads
 
 
 def _with_update(
-    grad_x: Tensor, u_NR: Tensor, a_RI: Tensor, mask: Tensor | None, dropout: float, dtype: torch.dtype
+    grad_x: Tensor, course: Course, u_nR: Tensor, a_RI: Tensor, mask: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     if mask is None:
-        return add_update(grad_x, u_NR, a_RI, dtype)
-    return grad_x.add_((u_NR @ a_RI).mul_(mask).to(grad_x.dtype), alpha=1 / (1 - dropout))
+        return course.add(grad_x, u_nR, a_RI, dtype)
+    change_nI = (u_nR @ a_RI).mul_(mask).to(grad_x.dtype)
+    return course.put_(grad_x, course.of_rows(grad_x).add_(change_nI, alpha=1 / (1 - course.dropout)))

@@ -1,0 +1,132 @@
+"""A layer whose rows belong to different adapters: one computation for all that are there.
+
+Low-rank updates share one step with the frozen product. With few rows, as in generating, their factors are stacked:
+h = x [A_1; A_2; ...]^T for all rows, of which a gate leaves each row its own adapter's part. With many rows each update
+computes on its own, since the stack's arithmetic grows with the number of adapters. Sites that are no low-rank updates
+act on their own rows one after another.
+Axes: N rows, O out_features, R rank, P adapters that are there.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorasmith.attach.assignment import Assignment
+from lorasmith.errors import AttachError
+from lorasmith.methods import BaseWeight, Site
+from lorasmith.methods.kept import Kept
+from lorasmith.ops import LowRank
+
+# multiplications and additions that a stack may cost an adapter: about what starting its thin products apart does
+STACKED_WORK = 2_000_000
+
+Stack = tuple[LowRank, Tensor, Tensor | None]
+
+
+def updates_by_rows(
+    assigned: Assignment, updates: Mapping[str, LowRank], x: Tensor, kept: Kept[Stack]
+) -> list[LowRank]:
+    """The updates of x [..., in] by each adapter's own rows, or one that stands for all."""
+    count = x.numel() // x.shape[-1]
+    if not _stacks(updates, count):
+        runs = assigned.runs(count)
+        return [replace(update, rows=_on(runs[name], x.device)) for name, update in updates.items()]
+    order = assigned.present
+
+    def make() -> Stack:
+        return _stack([updates.get(name) for name in order])
+
+    if torch.is_grad_enabled():
+        kept.forget()
+        update, gates, gains = make()
+    else:
+        sources = [tensor for u in updates.values() for tensor in (u.a, u.b, u.gain) if tensor is not None]
+        update, gates, gains = kept.get(sources, make)
+    numbers = assigned.numbers(count).to(x.device)
+    return [replace(update, gate=gates[numbers], gain=None if gains is None else gains[numbers])]
+
+
+def _stacks(updates: Mapping[str, LowRank], count: int) -> bool:
+    if not all(update.plain for update in updates.values()):
+        return False
+    work = sum(2 * count * update.a.shape[0] * (update.a.shape[1] + update.b.shape[0]) for update in updates.values())
+    return work <= STACKED_WORK * len(updates)
+
+
+def _stack(updates: list[LowRank | None]) -> Stack:
+    """Stacked factors, and for each adapter the gate [P, R] and gain [P, O] of its rows; None is one without any."""
+    acting = [update for update in updates if update is not None]
+    a_RI = torch.cat([update.a for update in acting])
+    b_OR = torch.cat([update.b for update in acting], 1)
+    gates_PR = a_RI.new_zeros(len(updates), a_RI.shape[0])
+    first = 0
+    for number, update in enumerate(updates):
+        if update is not None:
+            rank = update.a.shape[0]
+            gates_PR[number, first : first + rank] = update.scaling
+            first += rank
+    gains_PO = None
+    if any(update.gain is not None for update in acting):
+        ones_O = b_OR.new_ones(b_OR.shape[0])
+        gains_PO = torch.stack([ones_O if u is None or u.gain is None else u.gain for u in updates])
+    return LowRank(a_RI, b_OR, 1.0), gates_PR.detach(), gains_PO
+
+
+def each_on_its_rows(
+    assigned: Assignment,
+    sites: Mapping[str, Site],
+    x: Tensor,
+    layer: Callable[[Tensor], Tensor],
+    weight: BaseWeight,
+) -> Tensor:
+    """layer's output with every site's change of the input and the output on its own rows."""
+    rows = {name: _numbered(assigned, name, x) for name in sites}
+    changed = x
+    for name, site in sites.items():
+        if type(site).before is not Site.before:
+            part = site.before(x.index_select(assigned.axis, rows[name]))
+            changed = changed.index_copy(assigned.axis, rows[name], part.to(x.dtype))
+    y = layer(changed)
+    for name, site in sites.items():
+        x_own, y_own = (values.index_select(assigned.axis, rows[name]) for values in (x, y))
+        y = y.index_copy(assigned.axis, rows[name], site.after(x_own, y_own, weight).to(y.dtype))
+    return y
+
+
+def whole_modules_by_rows(
+    assigned: Assignment, modules: Mapping[str, nn.Module], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Tensor:
+    """What each name's module returns for its own rows of the first argument, in the order of the batch."""
+    if not args or not isinstance(args[0], Tensor):
+        raise AttachError(
+            "a module that adapters train whole got no tensor first; its rows serve one adapter at a time"
+        )
+    x, rest = args[0], args[1:]
+    assigned.check(x)
+    rows = [_numbered(assigned, name, x) for name in assigned.present]
+    parts = [
+        modules[name](x.index_select(assigned.axis, own), *rest, **kwargs)
+        for name, own in zip(assigned.present, rows, strict=True)
+    ]
+    shapes = {tuple(part.shape[assigned.axis + 1 :]) if isinstance(part, Tensor) else None for part in parts}
+    if None in shapes or len(shapes) > 1:
+        raise AttachError(
+            "modules that adapters train whole return no tensors of one shape here (heads with other classes?); "
+            "serve these adapters in batches of their own"
+        )
+    return torch.cat(parts, assigned.axis).index_select(assigned.axis, torch.cat(rows).argsort())
+
+
+def _numbered(assigned: Assignment, name: str, x: Tensor) -> Tensor:
+    """The numbers of the rows of name along the axis that names belong to."""
+    run = assigned.runs(x.shape[assigned.axis])[name]
+    if isinstance(run, slice):
+        return torch.arange(run.start, run.stop, device=x.device)
+    return run.to(x.device)
+
+
+def _on(run: slice | Tensor, device: torch.device) -> slice | Tensor:
+    return run if isinstance(run, slice) else run.to(device)

@@ -1,0 +1,99 @@
+"""One low-rank update of a frozen linear layer, and the rows that it acts on.
+
+Axes: N rows of the layer's input, n of them with the update, I in_features, O out_features, R rank.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lorasmith.errors import FormatError
+from lorasmith.ops.low_rank.schema import add_update
+
+Rows = slice | Tensor | None
+"""Which rows: all, a run of them, or their numbers [n], each once."""
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """One update: A [R, I], B [O, R], the factor s, and the share of x's elements that are dropped before A.
+
+    rows confines it to some rows. gate [n, R] multiplies h, which lets rows choose among stacked factors. gain [O] or
+    [n, O] multiplies the sum of the frozen product and the update there, never the bias.
+    """
+
+    a: Tensor
+    b: Tensor
+    scaling: float
+    dropout: float = 0.0
+    gain: Tensor | None = None
+    gate: Tensor | None = None
+    rows: Rows = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether it acts on all rows alike, with nothing dropped."""
+        return self.rows is None and self.gate is None and self.dropout == 0.0
+
+    def check(self, x: Tensor) -> None:
+        """Raise FormatError unless the update fits x [..., I]."""
+        if self.a.shape[1] != x.shape[-1] or self.a.shape[0] != self.b.shape[1]:
+            raise FormatError(
+                f"an update of A {list(self.a.shape)} and B {list(self.b.shape)} does not fit x {list(x.shape)}"
+            )
+        if self.gain is not None and self.gain.shape[-1] != self.b.shape[0]:
+            raise FormatError(
+                f"a gain {list(self.gain.shape)} does not fit B {list(self.b.shape)}; it needs one an output"
+            )
+        if self.gate is not None and self.gate.shape[1] != self.a.shape[0]:
+            raise FormatError(
+                f"a gate {list(self.gate.shape)} does not fit A {list(self.a.shape)}; it needs one a rank"
+            )
+
+
+@dataclass(frozen=True)
+class Course:
+    """What an update has besides the tensors that may train."""
+
+    scaling: float
+    dropout: float
+    gate: Tensor | None
+    rows: Rows
+
+    @classmethod
+    def of(cls, update: LowRank) -> "Course":
+        return cls(update.scaling, update.dropout, update.gate, update.rows)
+
+    def of_rows(self, values: Tensor) -> Tensor:
+        """The update's rows [n, F] of values [N, F]: a view, or a copy where they are numbered."""
+        return values if self.rows is None else values[self.rows]
+
+    def add(self, values: Tensor, h: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+        """values [N, F] + h [n, R] factor [R, F] on the update's rows, in values' place where it can be.
+
+        The result is in dtype, if the update has all rows, else in the type of values.
+        """
+        if self.rows is None:
+            return add_update(values, h, factor, dtype)
+        return self.put_(values, add_update(self.of_rows(values), h, factor, values.dtype))
+
+    def put_(self, values: Tensor, rows: Tensor) -> Tensor:
+        """values [N, F] with rows [n, F], which of_rows gave, changed."""
+        if isinstance(self.rows, Tensor):
+            values[self.rows] = rows
+        return values
+
+    def drop(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The update's rows of x [N, I] with some elements dropped and the rest enlarged, and which ones were kept."""
+        x_nI = self.of_rows(x)
+        return (x_nI, None) if self.dropout == 0.0 else torch.native_dropout(x_nI, self.dropout, True)
+
+    def dropped(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """What drop gave of x, again."""
+        x_nI = self.of_rows(x)
+        return x_nI if mask is None else x_nI * mask * (1 / (1 - self.dropout))
+
+    def gated_(self, h: Tensor) -> Tensor:
+        """h [n, R] times the gate."""
+        return h if self.gate is None else h.mul_(self.gate)
