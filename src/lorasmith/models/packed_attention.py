@@ -20,6 +20,7 @@ from lorasmith.errors import DataError, ModelError
 from lorasmith.models.trial import trial
 from lorasmith.ops.autocast import autocast_inputs
 from lorasmith.ops.precision import product_dtype, without_autocast
+from lorasmith.ops.widened_attention import widened_attention
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +123,11 @@ class _Call:
         # autocast's type first: rotated f32 queries meet 16-bit values under it
         query, _ = autocast_inputs(query, None)
         wide = product_dtype(query.dtype, query.device)
+        if wide != query.dtype and self._keeps_narrow(query, key, value):
+            causal = self.causal and mask is None and query.shape[2] > 1
+            with without_autocast(query.device):
+                narrow = (query, key.to(query.dtype), value.to(query.dtype))
+                return widened_attention(*narrow, mask, self.scaling, causal)
         with without_autocast(query.device):
             return sdpa_attention_forward(
                 self.module,
@@ -133,6 +139,11 @@ class _Call:
                 scaling=self.scaling,
                 is_causal=self.causal,
             )[0].to(query.dtype)
+
+    def _keeps_narrow(self, query: Tensor, key: Tensor, value: Tensor) -> bool:
+        """Whether something is kept for a backward pass, and the attention that keeps it narrow can do the rest."""
+        learns = torch.is_grad_enabled() and any(each.requires_grad for each in (query, key, value))
+        return learns and self.dropout == 0.0 and query.shape[-1] == value.shape[-1]
 
 
 def _segments(attention_mask: Tensor | None, cu_seq_lens: Tensor | None) -> Tensor | None:
