@@ -1,6 +1,7 @@
 """lorasmith: parameter-efficient fine-tuning that tells the truth about what it did."""
 
 from lorasmith.attach import adapters_of, merge_and_unload, unload
+from lorasmith.compat.absent import why_absent
 from lorasmith.compat.auto import (
     AutoPeftModel,
     AutoPeftModelForCausalLM,
@@ -10,15 +11,30 @@ from lorasmith.compat.auto import (
     AutoPeftModelForSequenceClassification,
     AutoPeftModelForTokenClassification,
 )
+from lorasmith.compat.base_state import get_base_model_state_dict, set_base_model_state_dict
+from lorasmith.compat.converting import convert_to_lora, save_as_lora
+from lorasmith.compat.hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
+from lorasmith.compat.injecting import inject_adapter_in_model
 from lorasmith.compat.kbit import prepare_model_for_int8_training, prepare_model_for_kbit_training
+from lorasmith.compat.mappings import (
+    MODEL_TYPE_TO_PEFT_MODEL_MAPPING,
+    PEFT_TYPE_TO_CONFIG_MAPPING,
+    NoMatchingPeftModuleError,
+    PeftError,
+    PeftWarning,
+)
 from lorasmith.compat.peft_config import (
     PeftConfig,
     get_peft_config,
     get_peft_model_state_dict,
+    load_peft_weights,
     set_peft_model_state_dict,
 )
 from lorasmith.compat.peft_model import PeftModel
+from lorasmith.compat.precision import cast_mixed_precision_params
+from lorasmith.compat.status import get_layer_status, get_model_status
 from lorasmith.compat.task_models import (
+    PeftMixedModel,
     PeftModelForCausalLM,
     PeftModelForFeatureExtraction,
     PeftModelForQuestionAnswering,
@@ -45,6 +61,8 @@ from lorasmith.recipes.train import train
 __version__ = "0.1.0"
 
 __all__ = [
+    "MODEL_TYPE_TO_PEFT_MODEL_MAPPING",
+    "PEFT_TYPE_TO_CONFIG_MAPPING",
     "AutoPeftModel",
     "AutoPeftModelForCausalLM",
     "AutoPeftModelForFeatureExtraction",
@@ -59,7 +77,10 @@ __all__ = [
     "IA3Config",
     "LoraConfig",
     "LorasmithError",
+    "NoMatchingPeftModuleError",
     "PeftConfig",
+    "PeftError",
+    "PeftMixedModel",
     "PeftModel",
     "PeftModelForCausalLM",
     "PeftModelForFeatureExtraction",
@@ -68,23 +89,43 @@ __all__ = [
     "PeftModelForSequenceClassification",
     "PeftModelForTokenClassification",
     "PeftType",
+    "PeftWarning",
     "PromptTuningConfig",
     "PromptTuningInit",
     "QuantizationConfig",
     "Scheme",
     "TaskType",
     "adapters_of",
+    "cast_mixed_precision_params",
+    "convert_to_lora",
     "count_parameters",
+    "get_base_model_state_dict",
+    "get_layer_status",
+    "get_model_status",
     "get_peft_config",
     "get_peft_model",
     "get_peft_model_state_dict",
+    "hotswap_adapter",
+    "inject_adapter_in_model",
     "load",
+    "load_peft_weights",
     "merge_and_unload",
+    "prepare_model_for_compiled_hotswap",
     "prepare_model_for_int8_training",
     "prepare_model_for_kbit_training",
     "quantize_module",
+    "save_as_lora",
     "save_quantized",
+    "set_base_model_state_dict",
     "set_peft_model_state_dict",
     "train",
     "unload",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """One line for a name that PEFT has and lorasmith has not: what it is not, and what to use."""
+    reason = why_absent(name)
+    if reason is not None:
+        raise ImportError(f"lorasmith has no {name}: {reason} (docs/peft-names.md)")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

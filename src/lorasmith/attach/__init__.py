@@ -3,43 +3,81 @@
 from lorasmith.attach.adapted import Adapted
 from lorasmith.attach.adapters import KEY_PREFIX, PROMPT_KEY, Adapters, adapters_of
 from lorasmith.attach.class_names import CLASS_NAMES_FILE, class_names, name_classes_, read_class_names
+from lorasmith.attach.composing import (
+    COMBINATION_TYPES,
+    Composition,
+    MajoritySign,
+    Part,
+    add_weighted,
+    compose,
+    distance_from_sum,
+)
+from lorasmith.attach.content import AdapterContent
+from lorasmith.attach.converting import as_lora
 from lorasmith.attach.files import (
     WEIGHTS_FILE,
     adapter_state,
+    attach_content,
+    content_of,
     load_adapter,
     load_adapter_state,
+    read_adapter,
     read_adapter_tensors,
     save_adapter,
+    write_adapter,
 )
 from lorasmith.attach.merging import make_dense, merge_and_unload, merge_in_place, unload, unmerge
 from lorasmith.attach.placing import attach, is_taken_by_torch
 from lorasmith.attach.saved_module import SavedModule
-from lorasmith.attach.selection import ALL_LINEAR, base_modules
+from lorasmith.attach.selection import ALL_LINEAR, base_modules, select, shortest_names
+from lorasmith.attach.status import TunerLayerStatus, TunerModelStatus, layer_status, model_status
+from lorasmith.attach.swapping import swap_, widen_
 
 __all__ = [
     "ALL_LINEAR",
     "CLASS_NAMES_FILE",
+    "COMBINATION_TYPES",
     "KEY_PREFIX",
     "PROMPT_KEY",
     "WEIGHTS_FILE",
     "Adapted",
+    "AdapterContent",
     "Adapters",
+    "Composition",
+    "MajoritySign",
+    "Part",
     "SavedModule",
+    "TunerLayerStatus",
+    "TunerModelStatus",
     "adapter_state",
     "adapters_of",
+    "add_weighted",
+    "as_lora",
     "attach",
+    "attach_content",
     "base_modules",
     "class_names",
+    "compose",
+    "content_of",
+    "distance_from_sum",
     "is_taken_by_torch",
+    "layer_status",
     "load_adapter",
     "load_adapter_state",
     "make_dense",
     "merge_and_unload",
     "merge_in_place",
+    "model_status",
     "name_classes_",
+    "read_adapter",
     "read_adapter_tensors",
     "read_class_names",
     "save_adapter",
+    "select",
+    "shortest_names",
+    "swap_",
     "unload",
     "unmerge",
+    "widen_",
+    "write_adapter",
 ]

@@ -1,8 +1,8 @@
 """Adapters as files: PEFT's folder with `adapter_config.json` and `adapter_model.safetensors`."""
 
 import json
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,7 @@ from lorasmith.atomic import atomic_path
 from lorasmith.attach.adapted import Adapted
 from lorasmith.attach.adapters import KEY_PREFIX, PROMPT_KEY, Adapters, adapters_of
 from lorasmith.attach.class_names import name_classes_, read_class_names, write_class_names
+from lorasmith.attach.content import AdapterContent
 from lorasmith.attach.placing import attach
 from lorasmith.attach.saved_module import SavedModule
 from lorasmith.attach.selection import base_modules
@@ -29,17 +30,10 @@ from lorasmith.methods import (
     read_config_fields,
 )
 
+log = logging.getLogger(__name__)
+
 WEIGHTS_FILE = "adapter_model.safetensors"
 SaveEmbeddings = bool | Literal["auto"]
-
-
-@dataclass(frozen=True)
-class _Content:
-    """What a folder holds of an adapter: its config, its tensors by PEFT's keys, and the names of its classes."""
-
-    config: AdapterConfig
-    state: Mapping[str, Tensor]
-    class_names: tuple[str, ...]
 
 
 def adapter_state(
@@ -62,10 +56,13 @@ def adapter_state(
     return state
 
 
-def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor], name: str = "default") -> None:
+def load_adapter_state(
+    model: nn.Module, state: Mapping[str, Tensor], name: str = "default", *, skip_mismatched: bool = False
+) -> None:
     """Load tensors with PEFT's keys into an attached adapter.
 
-    Raises AdapterError, listing them, for missing or unexpected keys and for other shapes; then nothing is loaded.
+    skip_mismatched leaves those of another shape as they are in the model, and logs their names. Raises AdapterError,
+    listing them, for missing or unexpected keys and for other shapes; then nothing is loaded.
     """
     book = adapters_of(model)
     book.check(name)
@@ -75,7 +72,8 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor], name: str 
     embeddings = _take_embeddings(book, state, set(places) | set(base))
     prompt = book.prompted.of(name) if book.prompted is not None and name in book.prompted.encoder else None
     wanted = places | base | ({PROMPT_KEY: prompt.embeddings()} if prompt is not None else {})
-    _check_keys(state, wanted, lenient=_untrained_biases(book, state, wanted))
+    skipped = _take_mismatched(state, wanted) if skip_mismatched else set()
+    _check_keys(state, wanted, lenient=_untrained_biases(book, state, wanted) | skipped)
     _restore_embeddings(book, embeddings)
     with torch.no_grad():
         for key, value in state.items():
@@ -96,19 +94,30 @@ def save_adapter(
     """
     book = adapters_of(model)
     book.check(name)
-    folder = Path(folder) if name == "default" else Path(folder) / name
+    write_adapter(content_of(book, name, save_embeddings), Path(folder) if name == "default" else Path(folder) / name)
+
+
+def write_adapter(content: AdapterContent, folder: str | Path) -> None:
+    """Write an adapter's files into folder."""
+    folder = Path(folder)
     # safetensors refuses tensors that share memory, as tied embeddings do
-    state = {
-        key: value.clone().contiguous().cpu() for key, value in adapter_state(model, name, save_embeddings).items()
-    }
+    state = {key: value.clone().contiguous().cpu() for key, value in content.state.items()}
     with atomic_path(folder / WEIGHTS_FILE) as path:
         save_file(state, path, metadata={"format": "pt"})
-    config = book.configs[name]
-    fields = config.to_dict() | {"inference_mode": True}
-    type(config).from_dict(fields).save_pretrained(folder)
-    names = book.class_names.of(name, book.active)
-    if names and config.task_type in CLASSIFICATION:
-        write_class_names(folder, names)
+    config = content.config
+    type(config).from_dict(config.to_dict() | {"inference_mode": True}).save_pretrained(folder)
+    if content.class_names and config.task_type in CLASSIFICATION:
+        write_class_names(folder, content.class_names)
+
+
+def read_adapter(folder: str | Path, config: AdapterConfig | None = None) -> AdapterContent:
+    """What folder holds of an adapter; config is its own, where it was read before.
+
+    Raises AdapterError for a folder without an adapter, and damaged or pickled weights.
+    """
+    config = config or config_from_fields(read_config_fields(folder))
+    names = read_class_names(folder) if config.task_type in CLASSIFICATION else ()
+    return AdapterContent(config, read_adapter_tensors(folder), names)
 
 
 def load_adapter(
@@ -118,45 +127,65 @@ def load_adapter(
     trainable: bool = False,
     float32: bool = True,
     config: AdapterConfig | None = None,
+    *,
+    skip_mismatched: bool = False,
 ) -> Adapters:
     """Attach the adapter that lies in folder and load its tensors; it trains only if trainable.
 
     config is the folder's own, where it was read before. The model's config gets the names of a classifier's classes.
+    skip_mismatched is for load_adapter_state.
     An adapter of this name is replaced. Raises AdapterError for a folder without an adapter, damaged or pickled
     weights, and tensors that do not fit; then the model is as it was.
     """
-    config = config or config_from_fields(read_config_fields(folder))
-    config.inference_mode = not trainable
-    names = read_class_names(folder) if config.task_type in CLASSIFICATION else ()
-    content = _Content(config, read_adapter_tensors(folder), names)
+    content = read_adapter(folder, config)
+    content.config.inference_mode = not trainable
+    try:
+        return attach_content(model, content, name, float32, skip_mismatched=skip_mismatched)
+    except AdapterError as error:
+        raise AdapterError(f"{Path(folder) / WEIGHTS_FILE}: {error}") from None
+
+
+def attach_content(
+    model: nn.Module,
+    content: AdapterContent,
+    name: str = "default",
+    float32: bool = True,
+    *,
+    skip_mismatched: bool = False,
+) -> Adapters:
+    """Attach an adapter whose tensors are given; one of this name is replaced.
+
+    Raises AdapterError for tensors that do not fit; then the model is as it was.
+    """
     book = adapters_of(model)
-    replaced = _content_of(book, name) if name in book.configs else None
+    replaced = content_of(book, name) if name in book.configs else None
     before = list(book.active)
     if replaced is not None:
         book.remove(name)
     try:
-        return _attach_loaded(model, content, name, float32)
-    except LorasmithError as error:
+        return _attach_loaded(model, content, name, float32, skip_mismatched)
+    except LorasmithError:
         if name in book.configs:
             book.remove(name)
         if replaced is not None:
             _attach_loaded(model, replaced, name, float32)
         book.activate(before)
-        if isinstance(error, AdapterError):
-            raise AdapterError(f"{Path(folder) / WEIGHTS_FILE}: {error}") from None
         raise
 
 
-def _content_of(book: Adapters, name: str) -> _Content:
-    state = adapter_state(book.model, name, save_embeddings=False)
-    return _Content(book.configs[name], state, book.class_names.of(name, book.active))
+def content_of(book: Adapters, name: str, save_embeddings: SaveEmbeddings = False) -> AdapterContent:
+    """What an attached adapter is made of, in tensors that are the model's own."""
+    state = adapter_state(book.model, name, save_embeddings)
+    return AdapterContent(book.configs[name], state, book.class_names.of(name, book.active))
 
 
-def _attach_loaded(model: nn.Module, content: _Content, name: str, float32: bool) -> Adapters:
+def _attach_loaded(
+    model: nn.Module, content: AdapterContent, name: str, float32: bool, skip_mismatched: bool = False
+) -> Adapters:
     _refuse_foreign_embeddings(model, content.config, content.state)
     _resize_embeddings(model, content.state)
     book = attach(model, content.config, name, float32, fresh=False)
-    load_adapter_state(model, content.state, name)
+    load_adapter_state(model, content.state, name, skip_mismatched=skip_mismatched)
     if content.class_names:
         # the adapter acts since it was attached
         name_classes_(model, content.class_names)
@@ -191,6 +220,15 @@ def _check_keys(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], lenie
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise AdapterError(f"the adapter does not fit the model: {'; '.join(problems[:5])}{more}")
+
+
+def _take_mismatched(state: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> set[str]:
+    """Remove from state the tensors of another shape than the model's; returns their keys."""
+    found = {key for key in state if key in wanted and state[key].shape != wanted[key].shape}
+    for key in sorted(found):
+        shapes = tuple(state.pop(key).shape), tuple(wanted[key].shape)
+        log.warning("%s has shape %s and the model needs %s: it is left out", key, *shapes)
+    return found
 
 
 def _untrained_biases(book: Adapters, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> set[str]:

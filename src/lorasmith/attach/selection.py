@@ -61,7 +61,7 @@ def select(model: nn.Module, config: TargetedConfig, method: SiteMethod) -> list
         raise AttachError(_nothing_matches(model, config))
     if everything:
         # as PEFT does, the saved config names what was found
-        config.target_modules = _shortest_names(paths, model)
+        config.target_modules = shortest_names(paths, model)
     return paths
 
 
@@ -109,7 +109,7 @@ def _linear_names(model: nn.Module) -> list[str]:
     return sorted({path.rpartition(".")[2] for path, module in base_modules(model) if path and is_linear(module)})
 
 
-def _shortest_names(paths: list[str], model: nn.Module) -> list[str]:
+def shortest_names(paths: list[str], model: nn.Module) -> list[str]:
     """The last components of paths where these mean exactly paths, else the whole paths."""
     chosen, names = set(paths), {path.rpartition(".")[2] for path in paths}
     meant = {path for path, _ in base_modules(model) if path and matches(path, names)}

@@ -14,6 +14,8 @@ COMMANDS = {
     "evaluate": "Score a model with and without its adapter.",
     "generate": "Answer prompts or chat, adapters side by side.",
     "merge": "Write the model with its adapter merged in, in 16 or 32 bits.",
+    "combine": "Write the weighted sum of several adapters as one.",
+    "extract": "Take a LoRA out of a fully tuned checkpoint.",
     "quantize": "Write a checkpoint with its linear layers quantized.",
     "inspect": "Show what an adapter or checkpoint holds, and its bytes.",
     "env": "Show versions, devices, and which kernels are active and why.",

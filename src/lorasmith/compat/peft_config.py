@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lorasmith.attach import adapter_state, load_adapter_state
+from lorasmith.attach import adapter_state, load_adapter_state, read_adapter_tensors
 from lorasmith.compat.adapter_folder import adapter_folder
 from lorasmith.compat.peft_model import PeftModel
+from lorasmith.compat.renaming import renamed
 from lorasmith.methods import AdapterConfig, config_from_fields, read_config_fields
 
 
@@ -24,6 +25,17 @@ class PeftConfig:
 def get_peft_config(config_dict: dict[str, Any]) -> AdapterConfig:
     """The config of the method that config_dict["peft_type"] names."""
     return config_from_fields(config_dict)
+
+
+def load_peft_weights(
+    model_id: str | Path, device: str | None = None, key_mapping: Mapping[str, str] | None = None, **hub: Any
+) -> dict[str, Tensor]:
+    """The tensors in an adapter's folder or hub repository by their keys, on device (default: the CPU).
+
+    key_mapping renames keys, without the prefix that they all have: the first expression that is found is replaced.
+    """
+    state = read_adapter_tensors(adapter_folder(model_id, **hub))
+    return {key: value.to(device or "cpu") for key, value in renamed(state, key_mapping).items()}
 
 
 def get_peft_model_state_dict(

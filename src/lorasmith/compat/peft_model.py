@@ -1,46 +1,40 @@
 """PeftModel: the wrapper that PEFT's users write against."""
 
+import copy
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, Self
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from lorasmith.attach import (
-    Adapters,
     adapter_state,
-    adapters_of,
     attach,
-    load_adapter,
+    attach_content,
     load_adapter_state,
-    merge_and_unload,
-    merge_in_place,
+    read_adapter,
     save_adapter,
-    unload,
-    unmerge,
 )
 from lorasmith.compat.adapted_base import AdaptedBase
 from lorasmith.compat.adapter_folder import adapter_folder
+from lorasmith.compat.adapter_life import AdapterLife
+from lorasmith.compat.base_name import with_base_name
 from lorasmith.compat.base_signature import BaseSignature, forward
-from lorasmith.errors import AdapterError, AttachError
-from lorasmith.methods import AdapterConfig, config_from_fields, read_config_fields
+from lorasmith.compat.load_result import LoadResult
+from lorasmith.compat.renaming import renamed
+from lorasmith.errors import AdapterError
+from lorasmith.methods import AdapterConfig
 from lorasmith.models.narrow_linear import narrow_linears
-from lorasmith.quantized import count_parameters
+
+# wrappers by the task that they are for
+WRAPPERS: dict[str, type["PeftModel"]] = {}
 
 
-class LoadResult(NamedTuple):
-    """What load_state_dict returns, as torch has it."""
-
-    missing_keys: list[str]
-    unexpected_keys: list[str]
-
-
-class PeftModel(nn.Module):
+class PeftModel(AdapterLife):
     """A model with adapters; its attributes are the base model's wherever it has none of its own.
 
     Once peft is imported, `isinstance(model, peft.PeftModel)` holds too: Trainer and TRL know adapters by nothing else.
@@ -48,16 +42,15 @@ class PeftModel(nn.Module):
 
     # Trainer reads this where peft is absent: save the state dict, which holds only adapters
     _hf_peft_config_loaded = True
-    # wrappers by the task that they are for
-    _by_task: ClassVar[dict[str, type["PeftModel"]]] = {}
 
-    def __init_subclass__(cls, task: str) -> None:
-        PeftModel._by_task[task] = cls
+    def __init_subclass__(cls, task: str | None = None) -> None:
+        if task is not None:
+            WRAPPERS[task] = cls
 
     @classmethod
     def for_task(cls, config: AdapterConfig) -> type["PeftModel"]:
         """The wrapper for the task that config names."""
-        return PeftModel._by_task.get(str(config.task_type), PeftModel)
+        return WRAPPERS.get(str(config.task_type), PeftModel)
 
     def __init__(
         self,
@@ -70,7 +63,7 @@ class PeftModel(nn.Module):
         super().__init__()
         model = bare_model(model)
         self.base_model = AdaptedBase(model)
-        attach(model, _with_base_name(peft_config, model), adapter_name, autocast_adapter_dtype)
+        attach(model, with_base_name(peft_config, model), adapter_name, autocast_adapter_dtype)
 
     @classmethod
     def around(cls, model: nn.Module) -> Self:
@@ -81,104 +74,6 @@ class PeftModel(nn.Module):
         return wrapper
 
     forward = BaseSignature(forward)
-
-    # --- what stands where
-
-    def get_base_model(self) -> Any:
-        """The model inside, adapters and all."""
-        return self.base_model.model
-
-    @property
-    def adapters(self) -> Adapters:
-        """The book of the adapters."""
-        return adapters_of(self.base_model.model)
-
-    @property
-    def peft_config(self) -> dict[str, AdapterConfig]:
-        """Configs by adapter."""
-        return self.adapters.configs
-
-    @property
-    def active_adapters(self) -> list[str]:
-        """Names of the adapters that act."""
-        return list(self.adapters.active)
-
-    @property
-    def active_adapter(self) -> str:
-        """Name of the adapter that acts (the first, of several)."""
-        if not self.adapters.active:
-            raise AttachError("no adapter is active; choose one with set_adapter")
-        return self.adapters.active[0]
-
-    @property
-    def active_peft_config(self) -> AdapterConfig:
-        """Config of the active adapter."""
-        return self.peft_config[self.active_adapter]
-
-    def get_nb_trainable_parameters(self) -> tuple[int, int]:
-        """(trainable, all) parameters, counted as elements of the dense weights."""
-        count = count_parameters(self)
-        return count.trainable, count.total
-
-    def print_trainable_parameters(self) -> None:
-        """Print how many parameters train, in PEFT's words."""
-        trainable, total = self.get_nb_trainable_parameters()
-        share = 100 * trainable / total
-        print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {share:.4f}")
-
-    # --- living with adapters
-
-    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        """Let one adapter (or several) act, and train unless inference_mode."""
-        self.adapters.activate(adapter_name, trainable=not inference_mode)
-
-    def add_adapter(
-        self, adapter_name: str, peft_config: AdapterConfig, low_cpu_mem_usage: bool = False, **unused: Any
-    ) -> None:
-        """Attach one more adapter; the active ones stay active."""
-        before = self.active_adapters
-        attach(self.get_base_model(), _with_base_name(peft_config, self.get_base_model()), adapter_name)
-        self.adapters.activate(before or adapter_name)
-
-    def delete_adapter(self, adapter_name: str) -> None:
-        """Remove one adapter."""
-        self.adapters.remove(adapter_name)
-
-    @contextmanager
-    def disable_adapter(self) -> Iterator[None]:
-        """The bare base model for as long as the block lasts."""
-        with self.adapters.disabled():
-            yield
-
-    def enable_adapters(self) -> None:
-        """Switch the adapters on."""
-        self.adapters.enable(True)
-
-    def disable_adapters(self) -> None:
-        """Switch the adapters off."""
-        self.adapters.enable(False)
-
-    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """Merge into a dense base in place; unmerge_adapter restores every bit."""
-        merge_in_place(self.get_base_model(), adapter_names)
-
-    def unmerge_adapter(self) -> None:
-        """Undo merge_adapter."""
-        unmerge(self.get_base_model())
-
-    def merge_and_unload(
-        self,
-        progressbar: bool = False,
-        safe_merge: bool = False,
-        adapter_names: list[str] | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> nn.Module:
-        """The dense model with the active adapters merged; a quantized base becomes dense, never requantized."""
-        return merge_and_unload(self.get_base_model(), adapter_names, dtype)
-
-    def unload(self) -> nn.Module:
-        """The base model without adapters."""
-        return unload(self.get_base_model())
 
     # --- files
 
@@ -210,14 +105,15 @@ class PeftModel(nn.Module):
         is_trainable: bool = False,
         config: AdapterConfig | None = None,
         autocast_adapter_dtype: bool = True,
-        **hub: Any,
+        **loading: Any,
     ) -> "PeftModel":
-        """model with the adapter from a folder or hub name attached; it trains only if is_trainable."""
-        folder = adapter_folder(model_id, **hub)
+        """model with the adapter from a folder or hub name attached; it trains only if is_trainable.
+
+        config is used instead of the folder's. loading is what load_adapter takes.
+        """
         model = bare_model(model)
-        chosen = config or config_from_fields(read_config_fields(folder))
-        load_adapter(model, folder, adapter_name, is_trainable, autocast_adapter_dtype)
-        wrapper = cls.for_task(chosen).around(model)
+        kind = _load(model, model_id, adapter_name, is_trainable, autocast_adapter_dtype, config, **loading)
+        wrapper = cls.for_task(kind).around(model)
         wrapper.eval()
         return wrapper
 
@@ -227,12 +123,17 @@ class PeftModel(nn.Module):
         adapter_name: str,
         is_trainable: bool = False,
         autocast_adapter_dtype: bool = True,
-        **hub: Any,
+        **loading: Any,
     ) -> None:
-        """Load one more adapter; the active ones stay active. Loading over an existing one replaces its tensors."""
-        folder = adapter_folder(model_id, **hub)
+        """Load one more adapter; the active ones stay active. Loading over an existing one replaces its tensors.
+
+        key_mapping renames keys by expression; ignore_mismatched_sizes leaves tensors of another shape at their start,
+        with a warning that names them; revision, subfolder, token, cache_dir, local_files_only and force_download say
+        where the adapter is. What PEFT takes beside these changes nothing: torch_device and device_map, since an
+        adapter goes where its layers are, and low_cpu_mem_usage, since its tensors are made once.
+        """
         before = self.active_adapters
-        load_adapter(self.get_base_model(), folder, adapter_name, is_trainable, autocast_adapter_dtype)
+        _load(self.get_base_model(), model_id, adapter_name, is_trainable, autocast_adapter_dtype, **loading)
         self.adapters.activate(before or adapter_name)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -283,6 +184,30 @@ def bare_model(model: nn.Module) -> nn.Module:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
+def _load(
+    model: nn.Module,
+    model_id: str | Path,
+    name: str,
+    trainable: bool,
+    float32: bool,
+    config: AdapterConfig | None = None,
+    *,
+    key_mapping: Mapping[str, str] | None = None,
+    ignore_mismatched_sizes: bool = False,
+    **hub: Any,
+) -> AdapterConfig:
+    """Attach the adapter at model_id; returns its config."""
+    folder = adapter_folder(model_id, **hub)
+    content = read_adapter(folder, copy.deepcopy(config))
+    content.config.inference_mode = not trainable
+    content = replace(content, state=renamed(content.state, key_mapping))
+    try:
+        attach_content(model, content, name, float32, skip_mismatched=ignore_mismatched_sizes)
+    except AdapterError as error:
+        raise AdapterError(f"{folder}: {error}") from None
+    return content.config
+
+
 def _real_peft() -> ModuleType | None:
     """The real peft, if something has imported it."""
     return sys.modules.get("peft")
@@ -292,13 +217,6 @@ def _blank(kind: type[PeftModel]) -> PeftModel:
     model = kind.__new__(kind)
     nn.Module.__init__(model)
     return model
-
-
-def _with_base_name(config: AdapterConfig, model: nn.Module) -> AdapterConfig:
-    # PEFT writes the base's name into the config that it was given
-    if config.base_model_name_or_path is None:
-        config.base_model_name_or_path = getattr(model, "name_or_path", None) or None
-    return config
 
 
 def _note_class(config: AdapterConfig, model: nn.Module) -> None:

@@ -1,7 +1,5 @@
 """The wrapper by task, and the function that makes one."""
 
-from typing import Any
-
 from torch import nn
 
 from lorasmith.compat.peft_model import PeftModel
@@ -32,6 +30,13 @@ class PeftModelForFeatureExtraction(PeftModel, task="FEATURE_EXTRACTION"):
     """An encoder with adapters."""
 
 
+class PeftMixedModel(PeftModel):
+    """A model whose adapters are of several methods and act together.
+
+    Every wrapper allows that, but for soft prompts; this one is for those who ask for it by name, with mixed=True.
+    """
+
+
 def get_peft_model(
     model: nn.Module,
     peft_config: AdapterConfig,
@@ -39,9 +44,13 @@ def get_peft_model(
     mixed: bool = False,
     autocast_adapter_dtype: bool = True,
     revision: str | None = None,
-    **unused: Any,
+    low_cpu_mem_usage: bool = False,
 ) -> PeftModel:
-    """model, adapted in place and wrapped; everything but the adapter is frozen."""
+    """model, adapted in place and wrapped; everything but the adapter is frozen.
+
+    mixed gives a PeftMixedModel. low_cpu_mem_usage changes nothing: an adapter's tensors are made once, in place.
+    """
     if revision is not None:
         peft_config.revision = revision
-    return PeftModel.for_task(peft_config)(model, peft_config, adapter_name, autocast_adapter_dtype)
+    wrapper = PeftMixedModel if mixed else PeftModel.for_task(peft_config)
+    return wrapper(model, peft_config, adapter_name, autocast_adapter_dtype)

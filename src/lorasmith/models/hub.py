@@ -30,6 +30,8 @@ class Source:
     token: str | None = None
     offline: bool = False
     trust_remote_code: bool = False
+    cache_dir: str | Path | None = None
+    force_download: bool = False
 
 
 def fetch(source: Source) -> Path:
@@ -59,6 +61,8 @@ def _download(source: Source, name: str) -> str:
             revision=source.revision,
             token=source.token,
             local_files_only=source.offline,
+            cache_dir=source.cache_dir,
+            force_download=source.force_download,
             allow_patterns=_WEIGHTS_AND_TEXT + (_CODE if source.trust_remote_code else []),
             ignore_patterns=_LEFT_OUT,
         )

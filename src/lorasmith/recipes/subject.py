@@ -25,7 +25,7 @@ from lorasmith.training.run_folder import RunFolder
 # what commands call the model without any adapter
 BASE = "base"
 # saved with an adapter whose answers end with tokens of their own
-_GENERATION = "generation_config.json"
+GENERATION = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def find_subject(
     """
     folder = Path(path).expanduser()
     given = [*([path] if _is_adapter(folder) else []), *adapters]
-    folders = [_adapter_folder(Path(item).expanduser()) for item in given]
+    folders = [find_adapter(Path(item).expanduser()) for item in given]
     named = dict(zip(_names(folders), folders))
     run = _run_of(folder)
     if run is not None:
@@ -78,7 +78,7 @@ def load_subject(subject: Subject, device: str) -> LoadedSubject:
     loaded = load_base(subject.base, subject.storage, device)
     for name, folder in subject.adapters.items():
         load_adapter(loaded.model, folder, name, config=configs[name])
-    home = next((folder for folder in subject.adapters.values() if (folder / _GENERATION).is_file()), None)
+    home = next((folder for folder in subject.adapters.values() if (folder / GENERATION).is_file()), None)
     if home is not None:
         loaded.model.generation_config = GenerationConfig.from_pretrained(home, local_files_only=True)
     loaded.model.eval()
@@ -95,7 +95,8 @@ def _is_adapter(folder: Path) -> bool:
     return (folder / CONFIG_FILE).is_file() or RunFolder(folder).recipe.is_file()
 
 
-def _adapter_folder(folder: Path) -> Path:
+def find_adapter(folder: Path) -> Path:
+    """The folder of the adapter that a run folder or adapter folder names; AdapterError where it holds none."""
     found = adapter_home(RunFolder(folder)) if RunFolder(folder).recipe.is_file() else folder
     if not (found / CONFIG_FILE).is_file():
         raise AdapterError(f"{found} holds no adapter ({CONFIG_FILE}); name the folder of a run or of a saved adapter")
