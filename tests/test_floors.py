@@ -18,7 +18,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 PACKAGE = SOURCE / "lorasmith"
 
 FLOORS = [
-    {"errors"},
+    {"errors", "version"},
     {"registry", "atomic"},
     {"formats"},
     {"ops"},

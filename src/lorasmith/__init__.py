@@ -57,8 +57,9 @@ from lorasmith.models.quantization_config import QuantizationConfig
 from lorasmith.models.save import save_quantized
 from lorasmith.quantized import Scheme, count_parameters, quantize_module
 from lorasmith.recipes.train import train
+from lorasmith.version import VERSION
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "MODEL_TYPE_TO_PEFT_MODEL_MAPPING",

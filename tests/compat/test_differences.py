@@ -176,8 +176,3 @@ def test_fields_of_a_newer_version_are_named_as_in_peft(tmp_path, caplog):
     assert "use_wings" in what_peft_says_on_loading(tmp_path)
     lorasmith.PeftModel.from_pretrained(llama(), tmp_path)
     assert "use_wings" in caplog.text
-
-
-def test_uploading_is_refused_with_the_way_that_works():
-    with pytest.raises(AdapterError, match="save_pretrained and upload the folder"):
-        ours().push_to_hub("name/of-a-repository")

@@ -59,6 +59,11 @@ def test_a_run_folder_holds_all_that_passes_between_commands(llama, stories, tmp
     assert (run / "adapter" / "tokenizer.json").is_file()
     assert sorted(path.name for path in (run / "checkpoints").iterdir())[-1] == "step-000004"
     assert finished.after["loss"]["value"] < finished.before["loss"]["value"]
+    page = (run / "adapter" / "README.md").read_text()
+    assert f"- Data: {stories.name} (" in page
+    assert f"{finished.before['loss']['value']:.4f}" in page
+    assert f"{finished.after['loss']['value']:.4f}" in page
+    assert str(llama.parent) not in page
     assert any("parameters train" in line for line in told)
 
 

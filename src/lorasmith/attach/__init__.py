@@ -2,6 +2,7 @@
 
 from lorasmith.attach.adapted import Adapted
 from lorasmith.attach.adapters import KEY_PREFIX, PROMPT_KEY, Adapters, adapters_of
+from lorasmith.attach.card import CARD, CardFacts, split_card, write_card
 from lorasmith.attach.class_names import CLASS_NAMES_FILE, class_names, name_classes_, read_class_names
 from lorasmith.attach.composing import (
     COMBINATION_TYPES,
@@ -23,6 +24,7 @@ from lorasmith.attach.files import (
     load_adapter_state,
     read_adapter,
     read_adapter_tensors,
+    read_tensor_file,
     save_adapter,
     write_adapter,
 )
@@ -35,6 +37,7 @@ from lorasmith.attach.swapping import swap_, widen_
 
 __all__ = [
     "ALL_LINEAR",
+    "CARD",
     "CLASS_NAMES_FILE",
     "COMBINATION_TYPES",
     "KEY_PREFIX",
@@ -43,6 +46,7 @@ __all__ = [
     "Adapted",
     "AdapterContent",
     "Adapters",
+    "CardFacts",
     "Composition",
     "MajoritySign",
     "Part",
@@ -72,12 +76,15 @@ __all__ = [
     "read_adapter",
     "read_adapter_tensors",
     "read_class_names",
+    "read_tensor_file",
     "save_adapter",
     "select",
     "shortest_names",
+    "split_card",
     "swap_",
     "unload",
     "unmerge",
     "widen_",
     "write_adapter",
+    "write_card",
 ]

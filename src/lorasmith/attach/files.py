@@ -87,14 +87,16 @@ def load_adapter_state(
 
 def save_adapter(
     model: nn.Module, folder: str | Path, name: str = "default", save_embeddings: SaveEmbeddings = "auto"
-) -> None:
+) -> Path:
     """Write the adapter into folder as PEFT does; a name other than "default" gets a folder of its own inside.
 
-    A classifier's names of its classes lie beside PEFT's files.
+    Returns the folder that the files lie in; a classifier's names of its classes lie beside PEFT's files.
     """
     book = adapters_of(model)
     book.check(name)
-    write_adapter(content_of(book, name, save_embeddings), Path(folder) if name == "default" else Path(folder) / name)
+    home = Path(folder) if name == "default" else Path(folder) / name
+    write_adapter(content_of(book, name, save_embeddings), home)
+    return home
 
 
 def write_adapter(content: AdapterContent, folder: str | Path) -> None:
@@ -203,6 +205,18 @@ def read_adapter_tensors(folder: str | Path) -> dict[str, Tensor]:
         if pickled.is_file():
             raise AdapterError(f"{pickled} is a pickle, which can run code; convert it to {WEIGHTS_FILE} first")
         raise AdapterError(f"{path} does not exist; name a folder that holds a saved adapter")
+    return read_tensor_file(path)
+
+
+def read_tensor_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by key.
+
+    Raises AdapterError where it is missing, pickled or damaged.
+    """
+    if not path.is_file():
+        raise AdapterError(f"{path} does not exist; name a safetensors file")
+    if path.suffix in (".bin", ".pt", ".pth", ".pkl"):
+        raise AdapterError(f"{path} is a pickle, which can run code; convert it to safetensors first")
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:

@@ -16,6 +16,7 @@ COMMANDS = {
     "merge": "Write the model with its adapter merged in, in 16 or 32 bits.",
     "combine": "Write the weighted sum of several adapters as one.",
     "extract": "Take a LoRA out of a fully tuned checkpoint.",
+    "convert": "Write an adapter that loralib saved as PEFT's files.",
     "quantize": "Write a checkpoint with its linear layers quantized.",
     "inspect": "Show what an adapter or checkpoint holds, and its bytes.",
     "env": "Show versions, devices, and which kernels are active and why.",

@@ -5,19 +5,24 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any, Self
 
+from huggingface_hub import CommitInfo
 from torch import nn
 from transformers import PreTrainedModel
 
 from lorasmith.attach import (
+    CARD,
     adapter_state,
     attach,
     attach_content,
+    content_of,
     load_adapter_state,
     read_adapter,
     save_adapter,
+    write_card,
 )
 from lorasmith.compat.adapted_base import AdaptedBase
 from lorasmith.compat.adapter_folder import adapter_folder
@@ -28,6 +33,7 @@ from lorasmith.compat.load_result import LoadResult
 from lorasmith.compat.renaming import renamed
 from lorasmith.errors import AdapterError
 from lorasmith.methods import AdapterConfig
+from lorasmith.models.hub_upload import Destination, fetch_file, upload
 from lorasmith.models.narrow_linear import narrow_linears
 
 # wrappers by the task that they are for
@@ -86,7 +92,7 @@ class PeftModel(AdapterLife):
         is_main_process: bool = True,
         **unused: Any,
     ) -> None:
-        """Write every adapter (or the selected ones) as PEFT does; pickles are refused."""
+        """Write every adapter (or the selected ones) as PEFT does, each with its README.md; pickles are refused."""
         if not safe_serialization:
             raise AdapterError("safe_serialization=False would write a pickle, which can run code; leave it at True")
         if not is_main_process:
@@ -94,7 +100,8 @@ class PeftModel(AdapterLife):
         for name in selected_adapters or list(self.peft_config):
             self.adapters.check(name)
             _note_class(self.peft_config[name], self.get_base_model())
-            save_adapter(self.get_base_model(), save_directory, name, save_embedding_layers)  # type: ignore[arg-type]
+            home = save_adapter(self.get_base_model(), save_directory, name, save_embedding_layers)  # type: ignore[arg-type]
+            write_card(home, content_of(self.adapters, name))
 
     @classmethod
     def from_pretrained(
@@ -149,9 +156,34 @@ class PeftModel(AdapterLife):
         load_adapter_state(self.get_base_model(), state_dict, self.active_adapter)
         return LoadResult([], [])
 
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> None:
-        """Refused: the base's own method would upload the base. Save the adapter and upload its folder."""
-        raise AdapterError("push_to_hub is not built yet; use save_pretrained and upload the folder")
+    def create_or_update_model_card(self, output_dir: str | Path) -> None:
+        """Write output_dir's README.md about the active adapter; a page of somebody's own keeps its text."""
+        write_card(output_dir, content_of(self.adapters, self.active_adapter))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        **saving: Any,
+    ) -> CommitInfo:
+        """Upload what save_pretrained writes, and nothing else, to a repository that is made where there is none.
+
+        saving is for save_pretrained. A page that is there keeps its text. Raises InputError for a name that the hub
+        does not take, RunError where it does not answer or refuses.
+        """
+        place = Destination(repo_id, private, token, revision, create_pr, commit_message, commit_description)
+        with TemporaryDirectory() as folder:
+            fetch_file(place, CARD, Path(folder))
+            self.save_pretrained(folder, **saving)
+            if "default" in self.peft_config:
+                # the page is called by the repository's name, not the temporary folder's
+                write_card(folder, content_of(self.adapters, "default"), name=repo_id)
+            return upload(Path(folder), place)
 
     # --- passing for PEFT's and transformers' own
 

@@ -9,12 +9,13 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorasmith.atomic import write_text
-from lorasmith.attach import class_names, name_classes_, save_adapter
+from lorasmith.attach import adapters_of, class_names, content_of, name_classes_, save_adapter, write_card
 from lorasmith.evaluation import Scores, compare
 from lorasmith.models.fused_block import fused_blocks
 from lorasmith.planning import MemoryPlan
 from lorasmith.quantized import count_parameters, stored_bytes
 from lorasmith.recipes.adapter_home import adapter_home, home_of
+from lorasmith.recipes.card_facts import card_facts
 from lorasmith.recipes.dataset import Dataset
 from lorasmith.recipes.generation import stop_after_answers_
 from lorasmith.recipes.outcome import Outcome, Summary
@@ -108,6 +109,7 @@ def _carried_out(work: Work, echo: Echo, resume: bool) -> FinishedRun:
     for sample, text in zip(outcome.samples, _generations(work, prompts)):
         sample["after"] = text
     outcome.write(work.folder.evaluation)
+    _write_page(work, outcome, result)
     _summary(work, result, time.perf_counter() - began).write(work.folder.path)
     render_report(work.folder.path)
     for line in outcome.lines():
@@ -192,6 +194,12 @@ def _save(work: Work) -> None:
     if work.recipe.task == "causal":
         # where answers end was learned from the data, and generation must know it
         work.model.generation_config.save_pretrained(home)
+
+
+def _write_page(work: Work, outcome: Outcome, result: TrainingResult) -> None:
+    facts = card_facts(work.recipe, work.dataset, outcome, result)
+    content = content_of(adapters_of(work.model), work.adapter)
+    write_card(home_of(work.folder, work.adapter), content, facts, work.folder.path.name)
 
 
 def _summary(work: Work, result: TrainingResult, seconds: float) -> Summary:

@@ -36,7 +36,7 @@ class Outcome:
         """A line a metric: before and after, with 95 % intervals."""
         scored = self.after or {}
         names = [name for name, score in scored.items() if "value" in score]
-        return [f"{name}: {_shown(self.before, name)} -> {_shown(scored, name)}" for name in names]
+        return [f"{name}: {shown(self.before, name)} -> {shown(scored, name)}" for name in names]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ class Summary:
         write_text(folder / SUMMARY, json.dumps(asdict(self), indent=2) + "\n")
 
 
-def _shown(scores: dict[str, Any] | None, name: str) -> str:
+def shown(scores: dict[str, Any] | None, name: str) -> str:
+    """A score with its interval, in words."""
     if not scores or name not in scores:
         return "not scored"
     estimate = scores[name]
