@@ -28,9 +28,8 @@ def alone(folder, build=llama) -> torch.Tensor:
     return logits(PeftModel.from_pretrained(build(), folder))
 
 
-@pytest.mark.parametrize("embedded", [False, True])
-def test_the_same_rank_is_copied_bit_for_bit_into_the_same_memory(tmp_path, embedded):
-    fields = {"target_modules": ["q_proj", "embed_tokens"]} if embedded else {}
+@pytest.mark.parametrize("fields", [{}, {"target_modules": ["q_proj", "embed_tokens"]}, {"use_dora": True}])
+def test_the_same_rank_is_copied_bit_for_bit_into_the_same_memory(tmp_path, fields):
     one, two = saved(tmp_path, 1, **fields), saved(tmp_path, 2, **fields)
     model = PeftModel.from_pretrained(llama(), one)
     places = {name: p.data_ptr() for name, p in model.named_parameters()}
@@ -60,6 +59,17 @@ def test_other_ranks_and_scalings_fit_after_making_room(tmp_path):
     peft = pytest.importorskip("peft")
     theirs = peft.PeftModel.from_pretrained(llama(), tmp_path / "again").eval()
     assert_close(logits(theirs), logits(model), atol=2e-6, rtol=0)
+
+
+def test_doras_lengths_are_swapped_with_their_update(tmp_path):
+    one, two = saved(tmp_path, 1, r=4, use_dora=True), saved(tmp_path, 2, r=6, lora_alpha=3, use_dora=True)
+    model = PeftModel.from_pretrained(llama(), one)
+    lorasmith.prepare_model_for_compiled_hotswap(model, target_rank=6)
+    for folder in (two, one):
+        lorasmith.hotswap_adapter(model, folder, "default")
+        assert_close(logits(model), alone(folder), atol=2e-6, rtol=0)
+    with pytest.raises(AttachError, match="use_dora=False"):
+        lorasmith.hotswap_adapter(model, saved(tmp_path, 3, r=4), "default")
 
 
 def test_a_lower_rank_and_fewer_modules_need_no_room(tmp_path):

@@ -5,7 +5,7 @@ the values. So the scaling of the new adapter goes into its B, relative to the s
 rank leaves zeros.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 
 import torch
@@ -18,11 +18,19 @@ from lorasmith.attach.updates import CARRIED_FIELDS
 from lorasmith.errors import AttachError
 from lorasmith.methods import Site
 from lorasmith.methods.lora import LoraConfig, LoraSite
+from lorasmith.methods.lora.conv import LoraConv
+from lorasmith.methods.lora.dora import DoraSite
+from lorasmith.methods.lora.embedding import LoraEmbedding
+from lorasmith.methods.lora.linear import LoraLinear
 
 # the axis of the rank, by tensor; a tensor without one must have the shape of the one that it replaces
 _RANK_AXIS = {"lora_A.weight": 0, "lora_B.weight": 1, "lora_embedding_A.weight": 0, "lora_embedding_B.weight": 1}
 # what the scaling multiplies
 _SCALED = {"lora_B.weight", "lora_B.bias", "lora_embedding_B.weight"}
+
+
+# sites that are their tensors and a scaling
+_PLAIN_UPDATES = (LoraLinear, LoraEmbedding, LoraConv)
 
 
 def widen_(model: nn.Module, rank: int) -> None:
@@ -36,14 +44,14 @@ def widen_(model: nn.Module, rank: int) -> None:
     if not names:
         raise AttachError("the model has no LoRA adapter; load the first one before you prepare for swapping")
     for name in names:
-        for path, site in _lora_sites(book, name):
-            if site.rank > rank:
-                raise AttachError(f"{path} of {name!r} has rank {site.rank}, above target_rank={rank}; choose a higher")
-            if _grouped(site):
+        for path, (update, _) in _updates(book, name).items():
+            if update.rank > rank:
+                raise AttachError(f"{path} of {name!r} has rank {update.rank}, above target_rank={rank}; raise it")
+            if _grouped(update):
                 raise AttachError(f"{path} is a convolution with groups, whose ranks belong to them; exclude it")
     for name in names:
-        for _, site in _lora_sites(book, name):
-            _widen_site_(site, rank)
+        for update, _ in _updates(book, name).values():
+            _widen_(update, rank)
         config = book.configs[name]
         assert isinstance(config, LoraConfig)
         config.r, config.lora_alpha, config.use_rslora = rank, rank, False
@@ -51,7 +59,7 @@ def widen_(model: nn.Module, rank: int) -> None:
 
 
 @torch.no_grad()
-def _widen_site_(site: LoraSite, rank: int) -> None:
+def _widen_(site: LoraSite, rank: int) -> None:
     for slot, child in site.named_children():
         for kind, parameter in list(child.named_parameters(recurse=False)):
             tensor = f"{slot}.{kind}"
@@ -77,8 +85,9 @@ def swap_(model: nn.Module, content: AdapterContent, name: str) -> None:
     book.check(name)
     _refuse_unlike(book, name, content)
     places = book.tensors(name)
-    sites = {f"{KEY_PREFIX}{path}": site for path, site in _lora_sites(book, name)}
-    slots = {f"{prefix}.{key}": (prefix, slot) for prefix, site in sites.items() for slot, key in _keys(site)}
+    found = {f"{KEY_PREFIX}{path}": own for path, own in _updates(book, name).items()}
+    sites = {prefix: update for prefix, (update, _) in found.items()}
+    slots = {f"{prefix}.{key}": (prefix, slot) for prefix, (_, keys) in found.items() for slot, key in keys.items()}
     state = {key: value for key, value in content.state.items() if not _is_own_base(model, key, value)}
     _refuse_misfits(state, places, slots, sites)
     config = content.config
@@ -109,12 +118,16 @@ def _is_own_base(model: nn.Module, key: str, value: Tensor) -> bool:
     return weight is not None and weight.shape == value.shape and torch.equal(weight, value.to(weight))
 
 
-def _keys(site: Site) -> Iterator[tuple[str, str]]:
-    return ((tensor, key) for tensor, key in site.file_keys().items() if not key.startswith("/"))
-
-
-def _lora_sites(book: Adapters, name: str) -> list[tuple[str, LoraSite]]:
-    return [(path, site) for path, site in book.sites(name) if isinstance(site, LoraSite)]
+def _updates(book: Adapters, name: str) -> dict[str, tuple[LoraSite, dict[str, str]]]:
+    """The update and the file key of each tensor, by module; AttachError for a site that is more than these say."""
+    found = {}
+    for path, site in book.sites(name):
+        update = site.update if isinstance(site, DoraSite) else site
+        if type(update) not in _PLAIN_UPDATES:
+            raise AttachError(f"{path}: {site.describe()} cannot be swapped in place; load a second adapter")
+        assert isinstance(update, LoraSite)
+        found[path] = (update, site.file_keys())
+    return found
 
 
 def _grouped(site: Site) -> bool:
