@@ -1,8 +1,9 @@
-"""Trainer, SFTTrainer or DPOTrainer on adapters of PEFT and of lorasmith that start equal.
+"""Trainer, SFTTrainer and DPOTrainer on adapters of PEFT and of lorasmith that start equal.
 
-Run by test_trained_as_in_peft.py, with "trainer", "sft" or "dpo".
+Run by test_trained_as_in_peft.py, in a process of its own: TRL imports the real peft, and both warn a lot.
 
-Prints one line of JSON: by library and storage of the base what a whole run, a resumed one and a reloaded model say.
+Prints one line of JSON: by task, library and storage of the base what a whole run, a resumed one and a reloaded model
+say.
 """
 
 import json
@@ -28,7 +29,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 import lorasmith
 from lorasmith.attach import make_dense
 
-out, task = Path(sys.argv[1]), sys.argv[2]
+out = Path(sys.argv[1])
 LIBRARIES = {"peft": peft, "lorasmith": lorasmith}
 KINDS = {"trainer": (Trainer, TrainingArguments), "sft": (SFTTrainer, SFTConfig), "dpo": (DPOTrainer, DPOConfig)}
 
@@ -39,14 +40,12 @@ letters.decoder = decoders.ByteLevel()
 tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, pad_token="<pad>", eos_token="</s>")
 
 sums = [(f"{a} + {b} =", f" {a + b}", f" {a + b + 1}") for a in range(1, 5) for b in range(2, 6)]
-if task == "trainer":
-    lines = [tokenizer(f"{a} + {b} = {a + b}").input_ids for a in range(1, 5) for b in range(2, 6)]
-    # a sum of two digits would be longer than the others
-    rows = [{"input_ids": line[:9], "labels": line[:9], "unused": "a column to drop"} for line in lines]
-elif task == "sft":
-    rows = [{"prompt": question, "completion": right} for question, right, _ in sums]
-else:
-    rows = [{"prompt": question, "chosen": right, "rejected": wrong} for question, right, wrong in sums]
+lines = [tokenizer(f"{question}{right}").input_ids[:9] for question, right, _ in sums]
+ROWS = {
+    "trainer": [{"input_ids": line, "labels": line, "unused": "a column to drop"} for line in lines],
+    "sft": [{"prompt": question, "completion": right} for question, right, _ in sums],
+    "dpo": [{"prompt": question, "chosen": right, "rejected": wrong} for question, right, wrong in sums],
+}
 
 # how many base models were made so far
 made = 0
@@ -89,7 +88,7 @@ def base_model(library: str, storage: str) -> Any:
     return AutoModelForCausalLM.from_pretrained(out / ("rounded" if storage == "nf4" else "dense"))
 
 
-def trainer_of(model: Any, folder: Path) -> Any:
+def trainer_of(task: str, model: Any, folder: Path, **more: Any) -> Any:
     settings = {
         "output_dir": str(folder),
         "max_steps": 4,
@@ -103,9 +102,10 @@ def trainer_of(model: Any, folder: Path) -> Any:
         "disable_tqdm": True,
     }
     trainer, arguments = KINDS[task]
-    collator = {"data_collator": default_data_collator} if task == "trainer" else {}
-    data = Dataset.from_list(rows)
-    return trainer(model=model, args=arguments(**settings), train_dataset=data, processing_class=tokenizer, **collator)
+    if task == "trainer":
+        more["data_collator"] = default_data_collator
+    data = Dataset.from_list(ROWS[task])
+    return trainer(model=model, args=arguments(**settings), train_dataset=data, processing_class=tokenizer, **more)
 
 
 def losses(trainer: Any) -> list[float]:
@@ -119,12 +119,12 @@ def says(model: Any) -> list[float]:
         return model.eval()(input_ids=ids).logits[0, -1, :8].tolist()
 
 
-def run(library: str, storage: str) -> dict[str, Any]:
+def run(task: str, library: str, storage: str) -> dict[str, Any]:
     names = LIBRARIES[library]
-    folder = out / f"{library}-{storage}"
+    folder = out / f"{task}-{library}-{storage}"
     start = names.PeftModel.from_pretrained(base_model(library, storage), out / "start", is_trainable=True)
     before, bases = says(start), made
-    trainer = trainer_of(start, folder / "whole")
+    trainer = trainer_of(task, start, folder / "whole")
     trainer.train()
     told = {"losses": losses(trainer), "bases": made - bases, "kind": type(trainer.model).__module__.split(".")[0]}
     told |= {"before": before, "trained": says(trainer.model), "files": sorted_names(folder / "whole" / "checkpoint-4")}
@@ -137,7 +137,7 @@ def run(library: str, storage: str) -> dict[str, Any]:
     again = names.PeftModel.from_pretrained(base_model(library, storage), folder / "whole" / "checkpoint-4")
     told["reloaded"] = says(again)
     fresh = names.PeftModel.from_pretrained(base_model(library, storage), out / "start", is_trainable=True)
-    resumed = trainer_of(fresh, folder / "resumed")
+    resumed = trainer_of(task, fresh, folder / "resumed")
     resumed.train(resume_from_checkpoint=str(folder / "whole" / "checkpoint-2"))
     return told | {"resumed": losses(resumed), "resumed_says": says(resumed.model)}
 
@@ -146,7 +146,20 @@ def sorted_names(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.safetensors"))
 
 
+def refusal(task: str) -> str:
+    """What TRL says to one of our configs in the place of PEFT's."""
+    try:
+        trainer_of(task, base_model("lorasmith", "dense"), out / "refused", peft_config=lorasmith.LoraConfig())
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return ""
+
+
 prepare()
-print(
-    json.dumps({f"{library} {storage}": run(library, storage) for library in LIBRARIES for storage in ("dense", "nf4")})
-)
+told: dict[str, Any] = {
+    task: {f"{library} {storage}": run(task, library, storage) for library in LIBRARIES for storage in ("dense", "nf4")}
+    for task in KINDS
+}
+for task in ("sft", "dpo"):
+    told[task]["refusal"] = refusal(task)
+print(json.dumps(told))
