@@ -7,8 +7,14 @@ from transformers import (
     BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
     ViTConfig,
@@ -63,6 +69,40 @@ def vit(seed: int = 0) -> ViTForImageClassification:
     torch.manual_seed(seed)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     return ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, num_labels=3, **sizes)).eval()
+
+
+_MIXTURE = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_experts_per_tok": 2,
+}
+
+
+def mixtral(seed: int = 0, **changes: object) -> MixtralForCausalLM:
+    """Two layers of three experts of width 48, of which two answer; hidden 32, vocabulary 64."""
+    torch.manual_seed(seed)
+    return MixtralForCausalLM(MixtralConfig(**(_MIXTURE | {"num_local_experts": 3} | changes))).eval()
+
+
+def qwen_moe(seed: int = 0) -> Qwen2MoeForCausalLM:
+    """Two layers of four experts of width 24 beside a shared one of width 40."""
+    torch.manual_seed(seed)
+    sizes = {"num_experts": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 40}
+    return Qwen2MoeForCausalLM(Qwen2MoeConfig(**_MIXTURE, **sizes)).eval()
+
+
+def gpt_oss(seed: int = 0) -> GptOssForCausalLM:
+    """Two layers of three experts with biases, held as [experts, in, out]."""
+    torch.manual_seed(seed)
+    model = GptOssForCausalLM(GptOssConfig(**_MIXTURE, num_local_experts=3, head_dim=8)).eval()
+    # transformers leaves these as they were found in memory
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return model
 
 
 def quantized(model: nn.Module, scheme: Scheme | None = None) -> nn.Module:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tiny import IDS, bert, gpt2, llama, t5, vit
+from tiny import IDS, bert, gpt2, gpt_oss, llama, mixtral, qwen_moe, t5, vit
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,14 @@ SHAPES = {
     "bert": Shape(bert, "SEQ_CLS", TEXT),
     "t5": Shape(t5, "SEQ_2_SEQ_LM", TEXT | {"decoder_input_ids": IDS.flip(1)[:, :4]}),
     "vit": Shape(vit, None, {"pixel_values": PICTURES}),
+    "mixtral": Shape(mixtral, "CAUSAL_LM", TEXT),
+    "qwen_moe": Shape(qwen_moe, "CAUSAL_LM", TEXT, ("dense",)),
+    "gpt_oss": Shape(gpt_oss, "CAUSAL_LM", TEXT, ("dense",)),
     "conv": Shape(Conv, None, {"input_ids": IDS}, ("dense",)),
 }
 
 VIT = {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["classifier"]}
+EXPERTS = {"target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
 
 CASES: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "lora": [
@@ -85,6 +89,12 @@ CASES: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("llama", {"use_dora": True, "target_modules": ["q_proj", "embed_tokens"], "r": 3}),
         ("gpt2", {"use_dora": True, "fan_in_fan_out": True, "use_rslora": True}),
         ("conv", {"use_dora": True, "target_modules": ["conv1", "conv2", "conv3"], "r": 2, "lora_alpha": 5}),
+        ("mixtral", EXPERTS | {"r": 4}),
+        ("mixtral", EXPERTS | {"rank_pattern": {"gate_up_proj": 2}, "alpha_pattern": {"experts.down_proj": 3}}),
+        ("mixtral", {"target_modules": [], "target_parameters": ["mlp.gate.weight"]}),
+        ("qwen_moe", {"target_parameters": ["mlp.experts.down_proj"], "r": 3}),
+        ("gpt_oss", EXPERTS),
+        ("llama", {"target_modules": [], "target_parameters": ["q_proj.weight"]}),
     ],
     "ia3": [
         ("llama", {}),

@@ -1,4 +1,4 @@
-"""A module with adapters: the one wrapper that serves every method, number format and number of adapters."""
+"""A layer with adapters: the one wrapper that serves every method, number format and number of adapters."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lorasmith.attach.assignment import Assignment
 from lorasmith.attach.by_rows import Stack, each_on_its_rows, updates_by_rows
+from lorasmith.attach.site_holder import SiteHolder
 from lorasmith.attach.stored_weight import StoredWeight
 from lorasmith.errors import AttachError
 from lorasmith.methods import Site, dense_weight, frozen_product
@@ -16,59 +17,14 @@ from lorasmith.ops import LowRank, Product, adapted_linear
 from lorasmith.quantized import QuantizedWeight, dense_module
 
 
-class Adapted(nn.Module):
-    """base_layer with the sites of any number of adapters; the active ones act, in the order of their names' list.
-
-    The tensors of the sites are registered by slot and adapter, as PEFT names them: `lora_A.default.weight`.
-    """
-
-    # a layer of any kind and storage
-    base_layer: Any
-    sites: dict[str, Site]
+class Adapted(SiteHolder):
+    """A layer of any kind and storage, with adapters before, beside and behind it."""
 
     def __init__(self, base_layer: nn.Module) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        # a plain dict: the sites' children are registered below, the sites themselves must not be
-        self.sites = {}
-        self.active: list[str] = []
-        self.enabled = True
-        # who serves which rows, instead of the active ones for all
-        self.assigned: Assignment | None = None
-        self.merged: list[str] = []
+        super().__init__(base_layer)
         # (weight, bias) before a merge in place: a sum and a difference of roundings is not the identity
         self._unmerged: tuple[Tensor, Tensor | None] | None = None
         self._stack: Kept[Stack] = Kept()
-
-    def add(self, adapter: str, site: Site) -> None:
-        """Place site here under the adapter's name."""
-        self.sites[adapter] = site
-        for slot, child in _slots(site):
-            if slot not in self._modules:
-                self.add_module(slot, nn.ModuleDict())
-            self.slot(slot)[adapter] = child
-
-    def remove(self, adapter: str) -> None:
-        """Take the adapter's site away."""
-        site = self.sites.pop(adapter)
-        for slot, _ in _slots(site):
-            del self.slot(slot)[adapter]
-            if not self.slot(slot):
-                del self._modules[slot]
-        self.active = [name for name in self.active if name != adapter]
-
-    def slot(self, name: str) -> nn.ModuleDict:
-        """The tensors of this name of all adapters."""
-        found = self._modules[name]
-        assert isinstance(found, nn.ModuleDict)
-        return found
-
-    def acting(self) -> list[Site]:
-        """The sites that change the output now, where all rows are alike."""
-        if not self.enabled or self.merged:
-            return []
-        names = self.active if self.assigned is None else self.assigned.present
-        return [self.sites[name] for name in names if name in self.sites]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer's output, changed by the acting sites."""
@@ -128,7 +84,7 @@ class Adapted(nn.Module):
         weight = dense_weight(self.base_layer, torch.float32)
         old = self.base_layer._parameters.get("bias")
         bias = None if old is None else old.detach().float()
-        sites = [self.sites[name] for name in adapters if name in self.sites]
+        sites = self.placed(adapters)
         # what changes the input changes it for the base alone, whatever stands before it in the list
         for site in sorted(sites, key=lambda site: type(site).before is Site.before):
             site.before_merge(self.base_weight)
@@ -139,13 +95,10 @@ class Adapted(nn.Module):
         return weight, bias
 
     def adds_bias(self, adapters: list[str]) -> bool:
-        """Whether merging these adapters needs a bias that the base has not."""
-        sites = [self.sites[name] for name in adapters if name in self.sites]
-        return self.bias is None and any(site.delta_bias(None) is not None for site in sites)
+        return self.bias is None and any(site.delta_bias(None) is not None for site in self.placed(adapters))
 
     @torch.no_grad()
     def merge_(self, adapters: list[str]) -> None:
-        """Add these adapters to the dense base weight, one rounding in all; `unmerge_` restores the bits."""
         if self.merged:
             raise AttachError(f"adapters {self.merged} are merged already; unmerge first")
         base = self.base_layer
@@ -158,7 +111,6 @@ class Adapted(nn.Module):
 
     @torch.no_grad()
     def unmerge_(self) -> None:
-        """Put back the weight from before the merge, bit for bit."""
         if self._unmerged is None:
             return
         weight, bias = self._unmerged
@@ -169,7 +121,6 @@ class Adapted(nn.Module):
 
     @torch.no_grad()
     def merged_layer(self, adapters: list[str], dtype: torch.dtype | None) -> nn.Module:
-        """A dense layer with these adapters added to the weight in f32, then rounded once to dtype."""
         self.unmerge_()
         weight, bias = self.deltas([name for name in adapters if name in self.sites])
         base = self.base_layer
@@ -182,6 +133,10 @@ class Adapted(nn.Module):
         return layer
 
     @property
+    def target(self) -> nn.Parameter | None:
+        return self.base_layer._parameters.get("weight")
+
+    @property
     def weight(self) -> Tensor:
         """The base's stored weight: some models read its type or device."""
         return self.base_layer.weight
@@ -190,24 +145,3 @@ class Adapted(nn.Module):
     def bias(self) -> Tensor | None:
         """The base's bias."""
         return self.base_layer._parameters.get("bias")
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "base_layer":
-                raise
-            return getattr(self.base_layer, name)
-
-    def extra_repr(self) -> str:
-        return "\n".join(f"{name}: {site.describe()}, {self._state(name)}" for name, site in self.sites.items())
-
-    def _state(self, name: str) -> str:
-        if name in self.merged:
-            return "merged"
-        return "active" if self.enabled and name in self.active else "idle"
-
-
-def _slots(site: Site) -> list[tuple[str, nn.Module]]:
-    # a dropout of nothing holds no tensor and has no mode
-    return [(name, child) for name, child in site.named_children() if not isinstance(child, nn.Identity)]

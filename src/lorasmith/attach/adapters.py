@@ -1,17 +1,19 @@
 """The book of a model's adapters: which there are, which act, which tensors are whose."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from lorasmith.attach.adapted import Adapted
+from lorasmith.attach.adapted_parameter import AdaptedParameter
 from lorasmith.attach.assignment import BASE, Assignment
 from lorasmith.attach.base_tensors import BaseTensors
 from lorasmith.attach.class_names import ClassNames
 from lorasmith.attach.prompted import Prompted
 from lorasmith.attach.saved_module import SavedModule
 from lorasmith.attach.selection import base_modules
+from lorasmith.attach.site_holder import SiteHolder
 from lorasmith.errors import AttachError, nearest
 from lorasmith.methods import AdapterConfig, Site
 
@@ -37,9 +39,9 @@ class Adapters:
         # who serves which rows while a block of by_rows lasts
         self.assigned: Assignment | None = None
 
-    def adapted(self) -> Iterator[tuple[str, Adapted]]:
-        """(path, wrapper) of every adapted module, in the model's order."""
-        return ((path, module) for path, module in base_modules(self.model) if isinstance(module, Adapted))
+    def adapted(self) -> Iterator[tuple[str, SiteHolder]]:
+        """(path, wrapper) of everything adapted, in the model's order; nested wrappers from the outermost in."""
+        return ((path, module) for path, module in base_modules(self.model) if isinstance(module, SiteHolder))
 
     def saved_modules(self) -> Iterator[tuple[str, SavedModule]]:
         """(path, wrapper) of every module that some adapter trains whole."""
@@ -171,7 +173,8 @@ class Adapters:
         self.unmerge()
         rest = [other for other in self.active if other != name]
         self.activate(rest or [other for other in self.configs if other != name][:1])
-        for path, adapted in list(self.adapted()):
+        # from the innermost wrapper out, so that the paths of what follows stay true
+        for path, adapted in reversed(list(self.adapted())):
             if name in adapted.sites:
                 adapted.remove(name)
             if not adapted.sites:
@@ -210,9 +213,9 @@ class Adapters:
         Soft prompts and tensors of the base are not among them: these are values, not places.
         """
         found: dict[str, Tensor] = {}
-        for path, site in self.sites(name):
+        for site, keys in self.file_sites(name):
             own = site.state_dict()
-            found |= {_file_key(path, key): own[tensor] for tensor, key in site.file_keys().items()}
+            found |= {key: own[tensor] for tensor, key in keys.items()}
         for path, saved in self.saved_modules():
             if name in saved.modules_to_save:
                 state = saved.modules_to_save[name].state_dict()
@@ -220,9 +223,31 @@ class Adapters:
                 found |= {f"{prefix}{path}.{key}": value for key, value in state.items()}
         return found
 
+    def file_sites(self, name: str) -> Iterator[tuple[Site, dict[str, str]]]:
+        """(site, the whole key in a PEFT file of each of its tensors) of one adapter.
+
+        Sites on parameters are named as they nest in a model that has no other adapter.
+        """
+        depths: Counter[str] = Counter()
+        for path, holder in self.adapted():
+            if name not in holder.sites:
+                continue
+            if isinstance(holder, AdaptedParameter):
+                outermost = _without_wrappers(path)
+                path = outermost + ".base_layer" * depths[outermost]
+                depths[outermost] += 1
+            site = holder.sites[name]
+            yield site, {tensor: _file_key(path, key) for tensor, key in site.file_keys().items()}
+
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """(name, parameter) of everything that trains now."""
         return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+
+
+def _without_wrappers(path: str) -> str:
+    while path.endswith(".base_layer"):
+        path = path.removesuffix(".base_layer")
+    return path
 
 
 def _file_key(path: str, key: str) -> str:

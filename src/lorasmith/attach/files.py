@@ -17,9 +17,11 @@ from lorasmith.attach.adapted import Adapted
 from lorasmith.attach.adapters import KEY_PREFIX, PROMPT_KEY, Adapters, adapters_of
 from lorasmith.attach.class_names import name_classes_, read_class_names, write_class_names
 from lorasmith.attach.content import AdapterContent
+from lorasmith.attach.older_layouts import from_older_layouts
 from lorasmith.attach.placing import attach
 from lorasmith.attach.saved_module import SavedModule
-from lorasmith.attach.selection import base_modules
+from lorasmith.attach.selection import bare, base_modules
+from lorasmith.attach.site_holder import SiteHolder
 from lorasmith.errors import AdapterError, LorasmithError
 from lorasmith.methods import (
     CLASSIFICATION,
@@ -66,7 +68,7 @@ def load_adapter_state(
     """
     book = adapters_of(model)
     book.check(name)
-    state = dict(state)
+    state = from_older_layouts(book, name, state)
     places = book.tensors(name)
     base = book.base_tensors.values(name)
     embeddings = _take_embeddings(book, state, set(places) | set(base))
@@ -321,8 +323,8 @@ def _take_embeddings(book: Adapters, state: dict[str, Tensor], own: set[str]) ->
 
 def _bare(module: nn.Module) -> nn.Module:
     """The base's own module inside the wrappers."""
-    if isinstance(module, Adapted):
-        return module.base_layer
+    if isinstance(module, SiteHolder):
+        return bare(module)[0]
     return _bare(module.original_module) if isinstance(module, SavedModule) else module
 
 

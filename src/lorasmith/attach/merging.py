@@ -27,7 +27,7 @@ def merge_in_place(model: nn.Module, names: list[str] | None = None) -> None:
     for path, adapted in touched:
         if isinstance(adapted.base_layer, QuantizedWeight):
             raise AttachError(f"{path} is quantized: merging in place would erase small adapters; merge and unload")
-        if uses[id(adapted.base_layer._parameters.get("weight"))] > 1:
+        if uses[id(adapted.target)] > 1:
             raise AttachError(f"{path} shares its weight with another module; merge and unload, which unties them")
         if adapted.adds_bias(chosen):
             raise AttachError(f"{path}: the adapter has a bias and the base has none; merge and unload instead")
@@ -55,7 +55,8 @@ def merge_and_unload(model: nn.Module, names: list[str] | None = None, dtype: to
     book.enable(True)
     book.activate(chosen)
     _untie(model, book)
-    for path, adapted in list(book.adapted()):
+    # from the innermost wrapper out, so that the paths of what follows stay true
+    for path, adapted in reversed(list(book.adapted())):
         model.set_submodule(path, adapted.merged_layer(chosen, dtype))
     for path, saved in list(book.saved_modules()):
         model.set_submodule(path, saved.acting)

@@ -6,10 +6,13 @@ import logging
 from torch import nn
 
 from lorasmith.attach.adapted import Adapted
+from lorasmith.attach.adapted_parameter import module_inside, wrap_parameter_
 from lorasmith.attach.adapters import KEY_PREFIX, Adapters, adapters_of
+from lorasmith.attach.parameters import linear_layers_of, select_parameters
 from lorasmith.attach.prompted import Prompted
 from lorasmith.attach.saved_module import SavedModule
-from lorasmith.attach.selection import base_modules, model_type, select
+from lorasmith.attach.selection import ALL_LINEAR, bare, base_modules, model_type, select
+from lorasmith.attach.site_holder import SiteHolder
 from lorasmith.errors import AttachError, nearest
 from lorasmith.methods import (
     CLASSIFICATION,
@@ -22,6 +25,7 @@ from lorasmith.methods import (
     layer_spec,
     method_of,
     named,
+    parameter_spec,
 )
 from lorasmith.models.adopt import adopt_bitsandbytes_
 from lorasmith.models.families import HEADS
@@ -103,9 +107,21 @@ def _place_sites(
 ) -> None:
     method.prepare(config, model_type(book.model))
     modules = dict(base_modules(book.model))
-    layers = {path: _layer(modules[path], path) for path in select(book.model, config, method)}
-    shared = method.shared(config, list(layers.values()), float32)
+    everything = config.target_modules == ALL_LINEAR
+    paths = select(book.model, config, method)
+    places = select_parameters(book.model, config, method, everything)
+    # the weight of a linear layer is adapted as the layer, which never makes the sum of weight and update
+    direct = linear_layers_of(book.model, places)
+    paths += [path for path in direct if path not in paths]
+    places = [(path, parameter) for path, parameter in places if parameter != "weight" or path not in direct]
+    for path, parameter in places:
+        if path in paths or isinstance(modules[path], Adapted):
+            raise AttachError(f"{path} and its parameter {parameter} are both targets; leave out one of the two")
+    layers = {path: _layer(modules[path], path) for path in paths}
+    parameters = {place: parameter_spec(module_inside(modules[place[0]]), place[1], place[0]) for place in places}
+    shared = method.shared(config, [*layers.values(), *parameters.values()], float32)
     sites = {path: method.site(config, layer, float32, shared) for path, layer in layers.items()}
+    inner = {place: method.site(config, layer, float32, shared) for place, layer in parameters.items()}
     for path, site in sites.items():
         found = modules[path]
         adapted = found if isinstance(found, Adapted) else _wrap(book.model, path, found)
@@ -113,6 +129,10 @@ def _place_sites(
         if fresh:
             site.begin(adapted.base_weight)
         site.train(found.training)
+    # from the last to the first, so that the paths of modules inside wrapped ones stay true
+    for (path, parameter), site in reversed(list(inner.items())):
+        wrap_parameter_(book.model, path, parameter).add(name, site)
+        site.train(modules[path].training)
     _place_biases(book, method.biases(config), list(layers), name)
 
 
@@ -140,13 +160,11 @@ def _place_biases(book: Adapters, which: str, paths: list[str], name: str) -> No
         return
     chosen = {}
     for path, module in base_modules(book.model):
-        base = module.base_layer if isinstance(module, Adapted) else module
+        base, deeper = bare(module)
         if isinstance(module, SavedModule) or (which != "all" and path not in paths):
             continue
         bias = base._parameters.get("bias")
         if bias is not None:
-            # an adapted module's own tensors lie one step deeper, also in PEFT's files
-            deeper = "base_layer." if isinstance(module, Adapted) else ""
             chosen[f"{KEY_PREFIX}{path}.{deeper}bias"] = bias
     book.base_tensors.add(name, chosen)
 
@@ -165,8 +183,7 @@ def _place_selection(book: Adapters, config: AdapterConfig, method: SelectiveMet
     for path, module in base_modules(book.model):
         if isinstance(module, SavedModule):
             continue
-        base = module.base_layer if isinstance(module, Adapted) else module
-        deeper = "base_layer." if isinstance(module, Adapted) else ""
+        base, deeper = bare(module)
         for tensor, parameter in base.named_parameters(recurse=False):
             full = f"{path}.{tensor}" if path else tensor
             if parameter.is_floating_point() and method.selects(config, full, parameter):
@@ -198,7 +215,7 @@ def _place_saved_modules(book: Adapters, config: AdapterConfig, name: str) -> No
             known = sorted({path.rpartition(".")[2] for path, _ in modules})
             raise AttachError(f"modules_to_save: no module is named {wanted!r}.{nearest(wanted, known)}")
         for path, module in found:
-            if isinstance(module, Adapted):
+            if isinstance(module, SiteHolder):
                 raise AttachError(f"modules_to_save: {path} is adapted already; leave it out of one of the two")
             saved = module if isinstance(module, SavedModule) else SavedModule(module)
             saved.add(name)

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lorasmith.attach.adapted import Adapted
+from lorasmith.attach.adapted_parameter import AdaptedParameter
 from lorasmith.attach.prompted import PromptEncoder
 from lorasmith.attach.saved_module import SavedModule
 from lorasmith.errors import AttachError, nearest
@@ -21,13 +22,30 @@ log = logging.getLogger(__name__)
 
 
 def base_modules(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """(path, module) of the base model's modules, without what adapters added; an adapted module yields its wrapper."""
+    """(path, module) of the base model's modules, without what adapters added; an adapted module yields its wrapper.
+
+    Where wrappers of parameters nest, each is yielded, from the outermost in.
+    """
     yield path, module
     if isinstance(module, Adapted | SavedModule):
         return
+    while isinstance(module, AdaptedParameter):
+        path, module = f"{path}.base_layer", module.base_layer
+        if isinstance(module, AdaptedParameter):
+            yield path, module
     for name, child in module.named_children():
         if not isinstance(child, PromptEncoder):
             yield from base_modules(child, f"{path}.{name}" if path else name)
+
+
+def bare(module: nn.Module) -> tuple[nn.Module, str]:
+    """The base's own module inside wrappers of sites, and the steps to its tensors, which PEFT's files name too."""
+    if isinstance(module, Adapted):
+        return module.base_layer, "base_layer."
+    steps = ""
+    while isinstance(module, AdaptedParameter):
+        module, steps = module.base_layer, f"{steps}base_layer."
+    return module, steps
 
 
 def model_type(model: nn.Module) -> str:
@@ -49,6 +67,8 @@ def select(model: nn.Module, config: TargetedConfig, method: SiteMethod) -> list
     """
     if config.target_modules is None:
         config.target_modules = method.default_targets(model_type(model))
+        if config.target_modules is None and config.parameter_names:
+            return []
         if config.target_modules is None:
             raise AttachError(
                 f"target_modules: no default is known for model type {model_type(model)!r}; "
@@ -56,8 +76,8 @@ def select(model: nn.Module, config: TargetedConfig, method: SiteMethod) -> list
             )
     everything = config.target_modules == ALL_LINEAR
     paths = _all_linear(model, config) if everything else _named(model, config)
-    paths = [path for path in paths if _allowed(path, config)]
-    if not paths:
+    paths = [path for path in paths if allowed(path, config)]
+    if not paths and not config.parameter_names:
         raise AttachError(_nothing_matches(model, config))
     if everything:
         # as PEFT does, the saved config names what was found
@@ -88,7 +108,8 @@ def _all_linear(model: nn.Module, config: TargetedConfig) -> list[str]:
     ]
 
 
-def _allowed(path: str, config: TargetedConfig) -> bool:
+def allowed(path: str, config: TargetedConfig) -> bool:
+    """Whether a module at path may be adapted: not excluded, not trained whole, in one of the chosen layers."""
     if matches(path, config.exclude_modules):
         return False
     # a module that is trained whole is not adapted too

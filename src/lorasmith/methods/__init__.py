@@ -1,7 +1,7 @@
 """Methods of adapting a model, one file each."""
 
 from lorasmith.methods.config import CONFIG_FILE, AdapterConfig, LayeredConfig, TargetedConfig, read_config_fields
-from lorasmith.methods.layer import LayerSpec, dense_weight, frozen_product, layer_spec
+from lorasmith.methods.layer import LayerSpec, dense_weight, frozen_product, layer_spec, parameter_spec
 from lorasmith.methods.matching import layer_number, matches, named
 from lorasmith.methods.method import InputMethod, Method, Prompt, SelectiveMethod, SiteMethod
 from lorasmith.methods.names import CLASSIFICATION, PeftType, TaskType
@@ -35,5 +35,6 @@ __all__ = [
     "method_of",
     "methods",
     "named",
+    "parameter_spec",
     "read_config_fields",
 ]

@@ -102,6 +102,15 @@ class TargetedConfig(AdapterConfig):
     exclude_modules: list[str] | set[str] | str | None = None
 
     @property
+    def parameter_names(self) -> list[str] | None:
+        """Bare parameters that are adapted too; None leaves it to "all-linear", which means stacks of experts too."""
+        return None
+
+    def note_parameters(self, names: list[str]) -> None:
+        """Write down which bare parameters "all-linear" was found to mean."""
+        raise NotImplementedError(f"{type(self).__name__} has no field for bare parameters")
+
+    @property
     def layer_numbers(self) -> list[int] | None:
         """The numbers of the layers that the method is confined to, None for all."""
         return None

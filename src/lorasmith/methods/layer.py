@@ -13,7 +13,7 @@ from lorasmith.models.narrow_linear import PLAIN_LINEARS
 from lorasmith.ops import DenseProduct, Multiplier, Product
 from lorasmith.quantized import QuantizedConv, QuantizedEmbedding, QuantizedLinear, QuantizedWeight
 
-Kind = Literal["linear", "embedding", "conv"]
+Kind = Literal["linear", "embedding", "conv", "parameter"]
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,22 @@ class ConvGeometry:
 
 
 @dataclass(frozen=True)
+class Stack:
+    """How a bare parameter holds its matrices: [experts, out, in], [experts, in, out] if transposed, or one [out, in].
+
+    experts is 1 for the single matrix.
+    """
+
+    experts: int
+    transposed: bool
+
+
+@dataclass(frozen=True)
 class LayerSpec:
     """A module as a method sees it: out_features x in_features for linear layers, channels for convolutions.
 
-    An embedding has in_features = rows and out_features = width. device and dtype are those that the module computes
-    with; a quantized layer states the type that it was quantized from.
+    An embedding has in_features = rows and out_features = width. A bare parameter's path ends in its name. device and
+    dtype are those that the module computes with; a quantized layer states the type that it was quantized from.
     """
 
     path: str
@@ -44,6 +55,7 @@ class LayerSpec:
     dtype: torch.dtype
     device: torch.device
     conv: ConvGeometry | None = None
+    stack: Stack | None = None
     # what an embedding multiplies its rows by
     output_scale: float = 1.0
 
@@ -65,6 +77,29 @@ def layer_spec(module: nn.Module, path: str = "") -> LayerSpec | None:
         geometry = ConvGeometry(*moves, module.groups, module.padding_mode)
         return LayerSpec(path, "conv", module.in_channels, module.out_channels, has_bias, dtype, device, geometry)
     return None
+
+
+def parameter_spec(module: nn.Module, name: str, path: str) -> LayerSpec:
+    """The spec of the parameter `name` of the module at path.
+
+    A module that multiplies from the left by [experts, in, out] says so itself, as transformers' experts do
+    (is_transposed); the axes decide which factor is which in PEFT's files. Raises AttachError for a parameter that is
+    no matrix and no stack of matrices, and for one that is stored in a quantized form.
+    """
+    parameter = module.get_parameter(name)
+    full, shape = f"{path}.{name}", tuple(parameter.shape)
+    if not parameter.is_floating_point():
+        raise AttachError(
+            f"target_parameters: {full} is stored as {parameter.dtype}; only dense parameters are adapted"
+        )
+    if len(shape) not in (2, 3):
+        raise AttachError(f"target_parameters: {full} has shape {shape}; name a matrix or a stack of matrices")
+    transposed = len(shape) == 3 and bool(getattr(module, "is_transposed", False))
+    rows, columns = shape[-2:]
+    out_features, in_features = (columns, rows) if transposed else (rows, columns)
+    stack = Stack(shape[0] if len(shape) == 3 else 1, transposed)
+    kind: Kind = "parameter"
+    return LayerSpec(full, kind, in_features, out_features, False, parameter.dtype, parameter.device, stack=stack)
 
 
 def dense_weight(module: nn.Module, dtype: torch.dtype | None = None) -> Tensor:

@@ -49,6 +49,10 @@ class SiteMethod(Method[T], Generic[T]):
     def prepare(self, config: T, model_type: str) -> None:
         """Fill in what the config leaves to the model type. Raises AttachError where it cannot be known."""
 
+    def refuses_parameters(self, config: T) -> str | None:
+        """Why no site of this config can sit on a bare parameter, such as a stack of experts; None where one can."""
+        return f"{self.peft_type} acts on whole layers; LoRA reaches bare parameters"
+
     def biases(self, config: T) -> str:
         """Which biases of the base train too: "none", "all", or "lora_only" for those of the adapted modules."""
         return "none"

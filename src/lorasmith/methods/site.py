@@ -5,6 +5,7 @@ A site's tensors live in its child modules, so that the module that it sits on c
 handed a function that makes the dense matrix, and asks only where the mathematics needs it.
 """
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -53,6 +54,10 @@ class Site(nn.Module):
         """The output instead of y; x is the module's own input, before any change."""
         return y
 
+    def changed(self, weight: Tensor) -> Tensor:
+        """What a module computes with instead of its bare parameter weight, with gradients; for sites on parameters."""
+        raise NotImplementedError(f"{self.describe()} does not act on a bare parameter")
+
     def low_rank(self, weight: BaseWeight) -> LowRank | None:
         """The site's whole effect on a linear layer where it is an update of low rank, which then runs in one step."""
         return None
@@ -81,6 +86,14 @@ class Site(nn.Module):
         A key that begins with "/" stands behind `base_model.` instead: a tensor that all sites share.
         """
         return {name: name for name, _ in self.named_parameters()}
+
+    def is_older(self, tensors: Mapping[str, Tensor]) -> bool | None:
+        """Whether tensors, by their names here, are in a layout that files had before; None where both fit."""
+        return False
+
+    def from_older(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """tensors, by their names here, out of the layout before; called only where a file has it."""
+        return dict(tensors)
 
 
 class Vector(nn.Module):

@@ -35,6 +35,7 @@ from lorasmith.ops.rms_norm.schema import rms_norm
 from lorasmith.ops.rowwise.schema import dequantize_rowwise, quantize_rowwise, rowwise_linear
 from lorasmith.ops.status import KernelStatus, kernel_status
 from lorasmith.ops.token_loss.schema import Objective, Shaping, token_losses, token_losses_
+from lorasmith.ops.updated_weight import UpdatedWeight
 
 __all__ = [
     "Activation",
@@ -48,6 +49,7 @@ __all__ = [
     "Product",
     "RowwiseProduct",
     "Shaping",
+    "UpdatedWeight",
     "adapted_linear",
     "blockwise_linear",
     "dequantize_blockwise",

@@ -36,7 +36,8 @@ def resolve_method(section: dict[str, Any]) -> dict[str, Any]:
         given["target_modules"] = placement
     values = _build(name, given).to_dict()
     _require_expressions(values)
-    stated = {field: values[field] for field in known if values[field] not in (None, {}, [])}
+    # an empty list that was given says something: target_parameters: [] leaves experts out
+    stated = {field: values[field] for field in known if values[field] not in (None, {}, []) or given.get(field) == []}
     return {"name": name, **stated}
 
 

@@ -11,6 +11,7 @@ from lorasmith.methods.lora.config import LoraConfig
 from lorasmith.methods.lora.conv import LoraConv
 from lorasmith.methods.lora.dora import DoraSite
 from lorasmith.methods.lora.embedding import LoraEmbedding
+from lorasmith.methods.lora.experts import LoraExperts
 from lorasmith.methods.lora.linear import LoraLinear
 from lorasmith.methods.lora.site import LoraSite
 from lorasmith.methods.method import SiteMethod
@@ -29,12 +30,17 @@ class Lora(SiteMethod[LoraConfig]):
 
     def site(self, config: LoraConfig, layer: LayerSpec, float32: bool, shared: nn.Module | None) -> Site:
         dtype = adapter_dtype(layer, float32)
+        if layer.kind == "parameter":
+            return LoraExperts(config, layer, dtype)
         shapes: dict[str, type[LoraSite]] = {"linear": LoraLinear, "embedding": LoraEmbedding, "conv": LoraConv}
         update = shapes[layer.kind](config, layer, dtype)  # type: ignore[call-arg]
         return DoraSite(update, dtype) if config.use_dora else update
 
     def default_targets(self, model_type: str) -> list[str] | str | None:
         return LORA_TARGETS.get(model_type)
+
+    def refuses_parameters(self, config: LoraConfig) -> str | None:
+        return config.refuses_parameters()
 
     def biases(self, config: LoraConfig) -> str:
         return config.bias

@@ -15,7 +15,6 @@ _VARIANTS: dict[str, tuple[Any, ...]] = {
     "layer_replication": (None,),
     "use_qalora": (False,),
     "use_bdlora": (None, False),
-    "target_parameters": (None, []),
     "trainable_token_indices": (None, [], {}),
     "alora_invocation_tokens": (None, []),
     "loftq_config": (None, {}),
@@ -85,6 +84,24 @@ class LoraConfig(LayeredConfig):
         for name, accepted in _VARIANTS.items():
             if getattr(self, name) not in accepted:
                 raise AttachError(f"{name}={getattr(self, name)!r} is not supported yet; leave it at {accepted[0]!r}")
+
+    @property
+    def parameter_names(self) -> list[str] | None:
+        return self.target_parameters
+
+    def note_parameters(self, names: list[str]) -> None:
+        self.target_parameters = names
+
+    def refuses_parameters(self) -> str | None:
+        """Why these settings mean nothing on a bare parameter; None where they do."""
+        # the parameter's module multiplies by it out of sight: there is no input to drop, no output to add a bias to
+        meaningless = {"lora_dropout": 0.0, "lora_bias": False, "fan_in_fan_out": False, "use_dora": False}
+        for name, plain in meaningless.items():
+            if getattr(self, name) != plain:
+                return f"{name}={getattr(self, name)!r} has no meaning on a bare parameter; leave it at {plain!r}"
+        if self.init_lora_weights not in (True, False, "gaussian"):
+            return f"init_lora_weights={self.init_lora_weights!r} needs a layer's weight; leave it at True"
+        return None
 
     def rank_of(self, path: str) -> int:
         """Rank of the module at path."""
