@@ -101,6 +101,26 @@ def test_two_adapters_swap_without_mixing(method):
     assert torch.equal(logits(model), one)
 
 
+def test_rows_of_one_batch_have_adapters_of_their_own_or_are_refused(method):
+    model = llama()
+    for number, name in enumerate(["one", "other"]):
+        attach(model, config_of(method, "llama"), name)
+        shake(model, 0.1 + 0.1 * number)
+    book = adapters_of(model)
+    names = ["other", "__base__", "one", "other"]
+    ids = torch.randint(64, (4, 5), generator=torch.Generator().manual_seed(0))
+    if not isinstance(methods[method], SiteMethod):
+        with pytest.raises(AttachError, match="its own batch"), book.by_rows(names):
+            raise AssertionError("not refused")
+        return
+    with book.by_rows(names):
+        together = logits(model, ids)
+    for row, name in enumerate(names):
+        with book.by_rows([name]):
+            # sums of f32 in another order
+            assert_close(together[row], logits(model, ids[row : row + 1])[0], atol=5e-6, rtol=0)
+
+
 def test_a_16_bit_base_keeps_float32_adapters_and_gives_16_bit_logits(method):
     model = llama().to(torch.bfloat16)
     book = attach(model, config_of(method, "llama"))

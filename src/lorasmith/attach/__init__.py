@@ -2,6 +2,7 @@
 
 from lorasmith.attach.adapted import Adapted
 from lorasmith.attach.adapters import KEY_PREFIX, PROMPT_KEY, Adapters, adapters_of
+from lorasmith.attach.assignment import BASE
 from lorasmith.attach.card import CARD, CardFacts, split_card, write_card
 from lorasmith.attach.class_names import CLASS_NAMES_FILE, class_names, name_classes_, read_class_names
 from lorasmith.attach.composing import (
@@ -37,6 +38,7 @@ from lorasmith.attach.swapping import swap_, widen_
 
 __all__ = [
     "ALL_LINEAR",
+    "BASE",
     "CARD",
     "CLASS_NAMES_FILE",
     "COMBINATION_TYPES",

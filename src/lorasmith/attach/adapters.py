@@ -15,7 +15,7 @@ from lorasmith.attach.saved_module import SavedModule
 from lorasmith.attach.selection import base_modules
 from lorasmith.attach.site_holder import SiteHolder
 from lorasmith.errors import AttachError, nearest
-from lorasmith.methods import AdapterConfig, Site
+from lorasmith.methods import AdapterConfig, Site, SiteMethod, method_of
 
 # in front of every key of a PEFT file; soft prompts lack PEFT's tuner, and so one step
 KEY_PREFIX = "base_model.model."
@@ -128,8 +128,10 @@ class Adapters:
             if name == BASE:
                 continue
             self.check(name)
-            if self.configs[name].is_prompt_learning:
-                raise AttachError(f"adapter {name!r} is a soft prompt, which lengthens its rows; give it its own batch")
+            if not isinstance(method_of(self.configs[name]), SiteMethod):
+                raise AttachError(
+                    f"adapter {name!r} ({self.configs[name].METHOD}) acts on no rows of its own; give it its own batch"
+                )
             if self.base_tensors.parameters(name):
                 raise AttachError(
                     f"adapter {name!r} trains tensors of the base, which all rows share; give it its own batch"

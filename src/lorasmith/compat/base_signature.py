@@ -2,10 +2,12 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
+
+from lorasmith.compat.adapter_names import named_rows
 
 
 class BaseSignature:
@@ -22,8 +24,13 @@ class BaseSignature:
         return bound
 
 
-def forward(self: Any, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
-    """What the adapted model returns."""
+def forward(
+    self: Any, *args: Any, labels: Tensor | None = None, adapter_names: Sequence[str] | None = None, **kwargs: Any
+) -> Any:
+    """What the adapted model returns; adapter_names gives each row an adapter of its own, "__base__" none."""
     if labels is not None:
         kwargs["labels"] = labels
-    return self.base_model(*args, **kwargs)
+    if adapter_names is None:
+        return self.base_model(*args, **kwargs)
+    with named_rows(self.get_base_model(), adapter_names, args, kwargs):
+        return self.base_model(*args, **kwargs)

@@ -2,7 +2,8 @@
 
 import copy
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +28,7 @@ from lorasmith.attach import (
 from lorasmith.compat.adapted_base import AdaptedBase
 from lorasmith.compat.adapter_folder import adapter_folder
 from lorasmith.compat.adapter_life import AdapterLife
+from lorasmith.compat.adapter_names import most_repeats, named_rows
 from lorasmith.compat.base_name import with_base_name
 from lorasmith.compat.base_signature import BaseSignature, forward
 from lorasmith.compat.load_result import LoadResult
@@ -187,10 +189,15 @@ class PeftModel(AdapterLife):
 
     # --- passing for PEFT's and transformers' own
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Generate with the active adapters."""
-        with narrow_linears(self.get_base_model()):
-            return self.get_base_model().generate(*args, **kwargs)
+    def generate(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        """Generate with the active adapters, or with an adapter of its own for each row, "__base__" for none."""
+        model = self.get_base_model()
+        with ExitStack() as blocks:
+            blocks.enter_context(narrow_linears(model))
+            if adapter_names is not None:
+                repeats = most_repeats(model, kwargs)
+                blocks.enter_context(named_rows(model, adapter_names, args, kwargs, repeats))
+            return model.generate(*args, **kwargs)
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
