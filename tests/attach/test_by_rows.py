@@ -82,7 +82,7 @@ def test_each_row_is_as_with_its_adapter_alone(kind, names, base, way):
 
 @pytest.mark.parametrize("names", [SCATTERED, RUNS], ids=["scattered", "runs"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_are_those_of_separate_batches(kind, names, way):
+def test_gradients_are_those_of_separate_batches(kind, names):
     model = adapted(KINDS[kind])
     book = adapters_of(model)
     with book.by_rows(names):
@@ -148,12 +148,12 @@ def test_stacked_factors_are_kept_and_never_stale(monkeypatch, tmp_path):
     stacked, calls = by_rows._stack, []
     monkeypatch.setattr(by_rows, "_stack", lambda updates: calls.append(1) or stacked(updates))
 
-    def check(*, anew: bool) -> None:
+    def check(*, anew: bool, names: list[str] = SCATTERED) -> None:
         calls.clear()
-        with book.by_rows(SCATTERED):
+        with book.by_rows(names):
             together = logits(model, IDS)
         assert bool(calls) == anew
-        for row, name in enumerate(SCATTERED):
+        for row, name in enumerate(names):
             assert_close(together[row], alone(model, name)[row], **EXACT)
 
     check(anew=True)
@@ -171,29 +171,34 @@ def test_stacked_factors_are_kept_and_never_stale(monkeypatch, tmp_path):
     attach(model, LoraConfig(r=2, init_lora_weights=False), "c")
     check(anew=True)
     check(anew=False)
+    # the same adapters in the same order, but the base's rows stand elsewhere
+    check(anew=True, names=[BASE, *SCATTERED[:2], *SCATTERED[3:]])
+
+
+def test_an_adapter_that_is_not_finite_spoils_no_rows_of_others(way):
+    model = adapted(LORA)
+    for parameter in adapters_of(model).parameters("b"):
+        parameter.data.fill_(float("inf"))
+    with adapters_of(model).by_rows(SCATTERED):
+        together = logits(model, IDS)
+    for row, name in enumerate(SCATTERED):
+        assert bool(together[row].isfinite().all()) == (name != "b")
 
 
 def test_the_block_leaves_everything_as_it_was():
     model = adapted(LORA)
     book = adapters_of(model)
-    before = logits(model, IDS)
+    before, expected = logits(model, IDS), alone(model, "a")
     with pytest.raises(ZeroDivisionError), book.by_rows(SCATTERED):
         with book.by_rows(["a"]):
             inner = logits(model, IDS)
-        assert_close(inner, alone(model, "a"), **EXACT)
+        assert_close(inner, expected, **EXACT)
         raise ZeroDivisionError
     assert torch.equal(logits(model, IDS), before)
 
 
 def test_trained_biases_and_prompts_of_active_adapters_do_not_reach_named_rows():
-    model = (
-        adapted(
-            {"a": LoraConfig(), "biases": LoraConfig(bias="all"), "prompt": PromptTuningConfig(num_virtual_tokens=3)}
-            | {}
-        )
-        if False
-        else llama()
-    )
+    model = llama()
     attach(model, LoraConfig(), "a")
     shake(model)
     expected = logits(model, IDS)

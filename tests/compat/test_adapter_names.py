@@ -4,22 +4,16 @@ import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
-from transformers import T5Config, T5ForConditionalGeneration
 
 import lorasmith
-from tiny import bert, llama, quantized, shake
+from lorasmith.models.activation_checkpointing import checkpoint_activations_
+from tiny import bert, llama, quantized, shake, t5
 
 peft = pytest.importorskip("peft")
 
 IDS = torch.randint(1, 64, (5, 6), generator=torch.Generator().manual_seed(0))
 NAMES = ["one", "__base__", "other", "one", "other"]
 EXACT = {"atol": 5e-6, "rtol": 0}
-
-
-def t5() -> nn.Module:
-    torch.manual_seed(0)
-    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vocab_size": 64}
-    return T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0)).eval()
 
 
 def fields(build) -> list[dict]:
@@ -110,7 +104,7 @@ def test_checkpointed_layers_need_the_names_in_the_backward_too():
         return [p.grad for p in model.parameters() if p.requires_grad]
 
     expected = gradients()
-    model.get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    checkpoint_activations_(model.get_base_model())
     for mine, kept in zip(gradients(), expected, strict=True):
         assert_close(mine, kept, **EXACT)
     with pytest.raises(ValueError, match="by_rows"):

@@ -63,6 +63,12 @@ def model() -> LlamaForCausalLM:
 
 
 @pytest.fixture
+def new_model():
+    """Makes the same model again and again."""
+    return make_model
+
+
+@pytest.fixture
 def examples() -> list[Example]:
     return make_examples()
 

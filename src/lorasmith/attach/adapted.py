@@ -24,7 +24,7 @@ class Adapted(SiteHolder):
         super().__init__(base_layer)
         # (weight, bias) before a merge in place: a sum and a difference of roundings is not the identity
         self._unmerged: tuple[Tensor, Tensor | None] | None = None
-        self._stack: Kept[Stack] = Kept()
+        self._stack: Kept[Stack | None] = Kept()
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer's output, changed by the acting sites."""

@@ -20,44 +20,46 @@ from lorasmith.methods import BaseWeight, Site
 from lorasmith.methods.kept import Kept
 from lorasmith.ops import LowRank
 
-# multiplications and additions that a stack may cost an adapter: about what starting its thin products apart does
+# multiplications and additions that a stack may cost an adapter: what starting its thin products apart takes
 STACKED_WORK = 2_000_000
 
 Stack = tuple[LowRank, Tensor, Tensor | None]
 
 
 def updates_by_rows(
-    assigned: Assignment, updates: Mapping[str, LowRank], x: Tensor, kept: Kept[Stack]
+    assigned: Assignment, updates: Mapping[str, LowRank], x: Tensor, kept: Kept[Stack | None]
 ) -> list[LowRank]:
     """The updates of x [..., in] by each adapter's own rows, or one that stands for all."""
     count = x.numel() // x.shape[-1]
-    if not _stacks(updates, count):
+    stack = None if torch.is_grad_enabled() else _stacked(assigned, updates, count, kept)
+    if stack is None:
         runs = assigned.runs(count)
         return [replace(update, rows=_on(runs[name], x.device)) for name, update in updates.items()]
-    order = assigned.present
-
-    def make() -> Stack:
-        return _stack([updates.get(name) for name in order])
-
-    if torch.is_grad_enabled():
-        kept.forget()
-        update, gates, gains = make()
-    else:
-        sources = [tensor for u in updates.values() for tensor in (u.a, u.b, u.gain) if tensor is not None]
-        update, gates, gains = kept.get(sources, make)
+    update, gates_PR, gains_PO = stack
     numbers = assigned.numbers(count).to(x.device)
-    return [replace(update, gate=gates[numbers], gain=None if gains is None else gains[numbers])]
+    gain = None if gains_PO is None else gains_PO[numbers]
+    return [replace(update, gate=gates_PR[numbers], gain=gain)]
 
 
-def _stacks(updates: Mapping[str, LowRank], count: int) -> bool:
-    if not all(update.plain for update in updates.values()):
-        return False
+def _stacked(
+    assigned: Assignment, updates: Mapping[str, LowRank], count: int, kept: Kept[Stack | None]
+) -> Stack | None:
+    """The updates as one, kept while they do not change, where that is the faster way for count rows.
+
+    Never for values that are not finite, which would reach the rows of others: zero times them is not zero.
+    """
     work = sum(2 * count * update.a.shape[0] * (update.a.shape[1] + update.b.shape[0]) for update in updates.values())
-    return work <= STACKED_WORK * len(updates)
+    if work > STACKED_WORK * len(updates) or not all(update.plain for update in updates.values()):
+        return None
+    sources = [tensor for u in updates.values() for tensor in (u.a, u.b, u.gain) if tensor is not None]
+    return kept.get(sources, lambda: _stack([updates.get(name) for name in assigned.present]), assigned.present)
 
 
-def _stack(updates: list[LowRank | None]) -> Stack:
-    """Stacked factors, and for each adapter the gate [P, R] and gain [P, O] of its rows; None is one without any."""
+def _stack(updates: list[LowRank | None]) -> Stack | None:
+    """Stacked factors, and for each adapter the gate [P, R] and gain [P, O] of its rows; None among updates has none.
+
+    None where a value is not finite.
+    """
     acting = [update for update in updates if update is not None]
     a_RI = torch.cat([update.a for update in acting])
     b_OR = torch.cat([update.b for update in acting], 1)
@@ -72,7 +74,9 @@ def _stack(updates: list[LowRank | None]) -> Stack:
     if any(update.gain is not None for update in acting):
         ones_O = b_OR.new_ones(b_OR.shape[0])
         gains_PO = torch.stack([ones_O if u is None or u.gain is None else u.gain for u in updates])
-    return LowRank(a_RI, b_OR, 1.0), gates_PR.detach(), gains_PO
+    if not all(bool(factor.isfinite().all()) for factor in (a_RI, b_OR)):
+        return None
+    return LowRank(a_RI, b_OR, 1.0), gates_PR, gains_PO
 
 
 def each_on_its_rows(

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lorasmith.data.example import IGNORED, Example
+from lorasmith.errors import DataError
 from lorasmith.models.packed_attention import segment_mask
 
 
@@ -76,6 +78,61 @@ def pad(examples: Sequence[Example], pad_token_id: int | None) -> Batch:
         supervised=sum(example.supervised for example in examples),
         token_type_ids=_token_types(examples, width),
     )
+
+
+def join(batches: Sequence[Batch], pad_token_id: int | None) -> Batch:
+    """One batch of all: the rows of padded ones below each other, concatenated ones end to end.
+
+    Raises DataError where some are padded and some concatenated, or rows have labels of different kinds.
+    """
+    if len({batch.cu_seqlens is None for batch in batches}) > 1 or len({batch.labels.dim() for batch in batches}) > 1:
+        raise DataError("padded and packed batches, or classes and tokens, make no batch together; prepare all alike")
+    supervised = sum(batch.supervised for batch in batches)
+    if batches[0].cu_seqlens is not None:
+        return _end_to_end(batches, supervised)
+    width = max(batch.input_ids.shape[1] for batch in batches)
+    classes = batches[0].labels.dim() == 1
+    typed = any(batch.token_type_ids is not None for batch in batches)
+    return Batch(
+        input_ids=_below([batch.input_ids for batch in batches], width, pad_token_id or 0),
+        labels=torch.cat([b.labels for b in batches])
+        if classes
+        else _below([b.labels for b in batches], width, IGNORED),
+        attention_mask=_below([_mask(batch) for batch in batches], width, 0),
+        position_ids=None,
+        cu_seqlens=None,
+        supervised=supervised,
+        token_type_ids=_below([_types(batch) for batch in batches], width, 0) if typed else None,
+    )
+
+
+def _end_to_end(batches: Sequence[Batch], supervised: int) -> Batch:
+    bounds, start = [torch.zeros(1, dtype=torch.int32)], 0
+    for batch in batches:
+        assert batch.cu_seqlens is not None
+        bounds.append(batch.cu_seqlens[1:].cpu() + start)
+        start += batch.input_ids.shape[1]
+    positions = [batch.position_ids for batch in batches if batch.position_ids is not None]
+    return Batch(
+        input_ids=torch.cat([batch.input_ids for batch in batches], 1),
+        labels=torch.cat([batch.labels for batch in batches], 1),
+        attention_mask=None,
+        position_ids=torch.cat(positions, 1),
+        cu_seqlens=torch.cat(bounds).to(batches[0].input_ids.device),
+        supervised=supervised,
+    )
+
+
+def _below(rows: Sequence[Tensor], width: int, value: int) -> Tensor:
+    return torch.cat([functional.pad(tensor, (0, width - tensor.shape[1]), value=value) for tensor in rows])
+
+
+def _mask(batch: Batch) -> Tensor:
+    return torch.ones_like(batch.input_ids) if batch.attention_mask is None else batch.attention_mask
+
+
+def _types(batch: Batch) -> Tensor:
+    return torch.zeros_like(batch.input_ids) if batch.token_type_ids is None else batch.token_type_ids
 
 
 def _token_types(examples: Sequence[Example], width: int) -> Tensor | None:

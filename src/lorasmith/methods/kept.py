@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -21,17 +21,17 @@ class Kept(Generic[T]):
     def __init__(self) -> None:
         # of each source the tensor itself, its memory, and how often it was written to
         self._stamp: list[tuple[weakref.ref[Tensor], int, int]] | None = None
+        self._key: object = None
         self._value: T | None = None
 
-    def get(self, sources: Sequence[Tensor], make: Callable[[], T]) -> T:
-        """The value that make gives, made again where sources are not what they were."""
+    def get(self, sources: Sequence[Tensor], make: Callable[[], T], key: object = None) -> T:
+        """The value that make gives, made again where sources are not what they were, or another key asks."""
         if torch.compiler.is_compiling() or active_fake_mode() is not None or any(t.is_inference() for t in sources):
             return make()
-        if self._value is None or not self._holds(sources):
-            value = make()
+        if key != self._key or not self._holds(sources):
+            self._value, self._key = make(), key
             self._stamp = [(weakref.ref(tensor), tensor.data_ptr(), tensor._version) for tensor in sources]
-            self._value = value
-        return self._value
+        return cast(T, self._value)
 
     def forget(self) -> None:
         """Drop the value."""

@@ -5,10 +5,12 @@ from lorasmith.training.loop import BatchStream, TrainingResult, run
 from lorasmith.training.loss import ClassificationLoss, Loss, SplitHeadLoss, WholeModelLoss, loss_for
 from lorasmith.training.run_folder import RunFolder
 from lorasmith.training.settings import TrainingSettings
+from lorasmith.training.together import Job, train_together
 
 __all__ = [
     "BatchStream",
     "ClassificationLoss",
+    "Job",
     "Logger",
     "LoggerContext",
     "Loss",
@@ -20,4 +22,5 @@ __all__ = [
     "loggers",
     "loss_for",
     "run",
+    "train_together",
 ]

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -90,7 +90,7 @@ def run(
     optimizer = build(parameters, settings)
     loss = loss or loss_for(model, "causal", settings.objective)
     step = TrainingStep(parameters, optimizer, loss, settings.clip, autocast_dtype(model, settings.dtype))
-    loop = _Loop(model, loader, settings, folder, step, evaluate, [JsonLines(folder.metrics), *loggers])
+    loop = Loop(model, loader, settings, folder, step, evaluate, [JsonLines(folder.metrics), *loggers])
     if resume:
         loop.resume()
     with recomputed(base_model(model)) if settings.gradient_checkpointing else nullcontext():
@@ -98,8 +98,8 @@ def run(
 
 
 @dataclass
-class _Loop:
-    """One run's state."""
+class Loop:
+    """One run's state, and what is due before and after each of its steps."""
 
     model: nn.Module
     loader: BatchStream
@@ -129,58 +129,82 @@ class _Loop:
     def run(self) -> TrainingResult:
         """Steps until the run is over; then the best weights."""
         self.model.train()
+        with self.logging():
+            stream = iter(self.loader)
+            while self.stop_reason() is None:
+                self._advance(stream)
+        return self.result()
+
+    @contextmanager
+    def logging(self) -> Iterator[None]:
+        """Loggers are open while the block runs."""
         try:
             for each in self.loggers:
                 each.start(self.position.step, self.total)
-            stream = iter(self.loader)
-            while self._stop_reason() is None:
-                self._advance(stream)
+            yield
         finally:
             for each in self.loggers:
                 each.close()
+
+    def result(self) -> TrainingResult:
+        """How the run ended, with the best weights in place."""
         self._take_best()
-        reason = self._stop_reason()
+        reason = self.stop_reason()
         assert reason is not None and self.position.loss is not None
         best = (self.position.best, self.position.best_step)
         return TrainingResult(self.position.step, self.position.loss, *best, reason)
 
-    def _stop_reason(self) -> StopReason | None:
+    def stop_reason(self) -> StopReason | None:
+        """Why the run is over, or None while it is not."""
         if self.position.step >= self.total:
             return "finished"
         patience = self.settings.patience
         return "patience" if patience is not None and self.position.poor_evaluations >= patience else None
 
+    def learning_rate(self) -> float:
+        """That of the next step."""
+        done, schedule = self.position.step, self.settings.schedule
+        return self.settings.learning_rate * factor(done, schedule, self.warmup, self.total)
+
+    def batches(self, stream: Iterator[Batch]) -> list[Batch]:
+        """The micro-batches of the next step."""
+        return [next(stream).to(self.device) for _ in range(self.settings.accumulation)]
+
     def _advance(self, stream: Iterator[Batch]) -> None:
-        """One step and what is due after it. The order matters: a checkpoint at step n follows all lines of step n."""
-        learning_rate = self.settings.learning_rate * factor(
-            self.position.step, self.settings.schedule, self.warmup, self.total
-        )
-        result = self._timed_step(stream, learning_rate)
+        began, learning_rate = time.perf_counter(), self.learning_rate()
+        with self.told_of_errors():
+            result = self.step(self.position.step + 1, self.batches(stream), learning_rate)
+        self.follow(result, learning_rate, time.perf_counter() - began)
+
+    @contextmanager
+    def told_of_errors(self) -> Iterator[None]:
+        """A RunError inside the block also says which checkpoint is the last good one."""
+        try:
+            yield
+        except RunError as error:
+            raise type(error)(f"{error}. {self._last_good()}") from error
+
+    def follow(self, result: StepResult, learning_rate: float, seconds: float) -> None:
+        """What is due after a step. The order matters: a checkpoint at step n follows all lines of step n."""
+        self._count(result, seconds)
         last = self.position.step >= self.total
         if self._due(self.settings.log_every) or last:
             self._log_interval(result, learning_rate)
         improved = (self._due(self.settings.evaluate_every) or last) and self._evaluate()
-        if self._due(self.settings.save_every) or improved or self._stop_reason() is not None:
+        if self._due(self.settings.save_every) or improved or self.stop_reason() is not None:
             self._save()
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self.position.step % every == 0
 
-    def _timed_step(self, stream: Iterator[Batch], learning_rate: float) -> StepResult:
-        began = time.perf_counter()
-        batches = [next(stream).to(self.device) for _ in range(self.settings.accumulation)]
-        try:
-            result = self.step(self.position.step + 1, batches, learning_rate)
-        except RunError as error:
-            raise type(error)(f"{error}. {self._last_good()}") from error
+    def _count(self, result: StepResult, seconds: float) -> None:
         position = self.position
         position.step += 1
         position.loss = result.loss
         position.interval.nll += result.nll
         position.interval.supervised += result.supervised
         position.interval.tokens += result.tokens
-        position.interval.seconds += time.perf_counter() - began
-        return result
+        position.interval.seconds += seconds
 
     def _log_interval(self, result: StepResult, learning_rate: float) -> None:
         interval, memory = self.position.interval, measure(self.device)

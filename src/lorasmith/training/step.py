@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lorasmith.data.batch import Batch
 from lorasmith.errors import RunError
@@ -45,6 +45,12 @@ class TrainingStep:
         Raises RunError, with parameters and optimizer unchanged, for no targets, a loss or gradient that is not
         finite, and a loss that no trained parameter has a part in.
         """
+        supervised = self.begin(step, batches)
+        nll = sum(self._backward(step, batch, supervised) for batch in batches)
+        return self.finish(step, batches, nll, learning_rate)
+
+    def begin(self, step: int, batches: Sequence[Batch]) -> int:
+        """Forget gradients, and count the targets that the step weighs equally; RunError where there is none."""
         supervised = sum(batch.supervised for batch in batches)
         if supervised == 0:
             raise RunError(
@@ -52,10 +58,14 @@ class TrainingStep:
                 "check loss_on, max_length and the chat template (all labels are masked)"
             )
         self.optimizer.zero_grad()
-        nll = sum(self._backward(step, batch, supervised) for batch in batches)
+        return supervised
+
+    def finish(self, step: int, batches: Sequence[Batch], nll: float, learning_rate: float) -> StepResult:
+        """Clip the gradients of batches, whose losses sum to nll, and move the parameters."""
         grad_norm = self._clip(step)
         self.optimizer.step(learning_rate)
         self.optimizer.zero_grad()
+        supervised = sum(batch.supervised for batch in batches)
         return StepResult(nll, supervised, sum(_tokens(batch) for batch in batches), grad_norm)
 
     def precision(self) -> torch.autocast:
@@ -67,14 +77,7 @@ class TrainingStep:
             return 0.0
         with self.precision():
             nll = self.loss(batch)
-        value = nll.item()
-        if not math.isfinite(value):
-            raise RunError(
-                f"step {step}: the loss is {value}; lower learning_rate or lengthen warmup, and check the data "
-                "and base model for NaN"
-            )
-        if not nll.requires_grad:
-            raise RunError(f"step {step}: the loss depends on no trained parameter; check target_modules")
+        value = checked(step, nll)
         (nll / supervised).backward()
         return value
 
@@ -99,3 +102,16 @@ class TrainingStep:
 
 def _tokens(batch: Batch) -> int:
     return batch.input_ids.numel() if batch.attention_mask is None else int(batch.attention_mask.sum())
+
+
+def checked(step: int, nll: Tensor) -> float:
+    """The value of a summed loss; RunError where it is not finite, or no trained parameter has a part in it."""
+    value = nll.item()
+    if not math.isfinite(value):
+        raise RunError(
+            f"step {step}: the loss is {value}; lower learning_rate or lengthen warmup, and check the data "
+            "and base model for NaN"
+        )
+    if not nll.requires_grad:
+        raise RunError(f"step {step}: the loss depends on no trained parameter; check target_modules")
+    return value
