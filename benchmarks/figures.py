@@ -91,6 +91,13 @@ OTHERS = (
     Figure("instructions, 134m", "instructions_134m", "ours, 8 x 2", TRAINER, Goal("4x", ratio=4)),
     Figure("instructions, 8m", "instructions_novels-8m", "ours, 8 x 2", TRAINER, Goal("4x", ratio=4)),
 )
+MIXED = ("PEFT + bitsandbytes, bf16, one batch", "PEFT + bitsandbytes, f32, one batch", "PEFT, f32 base, one batch")
+MANY = (
+    Figure("{rows} rows over {served} adapters, {new} tokens each, 134m", "adapters_serving", "ours, one batch", MIXED),
+    Figure("the same beside a batch for each adapter", "adapters_serving", "ours, one batch", ("ours, 16 batches",)),
+    Figure("{trained} adapters trained at once, 134m", "adapters_training", "ours, 8 at once", ("ours, 8 runs",)),
+    Figure("peak of the same", "adapters_training", "ours, 8 at once", ("ours, 8 runs",), key="peak"),
+)
 NEVER_SLOWER = Goal("never slower", ratio=1)
 ONE_ROW = Goal("1.3x at 80 % of reading", ratio=1.3, share=0.8)
 # beside the dense layer alone, by rows
@@ -129,4 +136,4 @@ def kernel_goal(name: str, shape: str, peer: str) -> Goal:
     return Goal()
 
 
-FIGURES = (*linears(), *STEPS, *OTHERS)
+FIGURES = (*linears(), *STEPS, *OTHERS, *MANY)
