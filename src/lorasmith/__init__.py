@@ -50,6 +50,8 @@ from lorasmith.methods.bottleneck import BottleneckConfig
 from lorasmith.methods.full import FullConfig
 from lorasmith.methods.ia3 import IA3Config
 from lorasmith.methods.lora import LoraConfig
+from lorasmith.methods.p_tuning import PromptEncoderConfig, PromptEncoderReparameterizationType
+from lorasmith.methods.prefix_tuning import PrefixTuningConfig
 from lorasmith.methods.prompt_tuning import PromptTuningConfig, PromptTuningInit
 from lorasmith.models.bitsandbytes_config import BitsAndBytesConfig
 from lorasmith.models.load import load
@@ -91,6 +93,9 @@ __all__ = [
     "PeftModelForTokenClassification",
     "PeftType",
     "PeftWarning",
+    "PrefixTuningConfig",
+    "PromptEncoderConfig",
+    "PromptEncoderReparameterizationType",
     "PromptTuningConfig",
     "PromptTuningInit",
     "QuantizationConfig",

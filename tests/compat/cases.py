@@ -61,6 +61,7 @@ SHAPES = {
 
 VIT = {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["classifier"]}
 EXPERTS = {"target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
+LSTM = {"encoder_reparameterization_type": "LSTM", "encoder_hidden_size": 20}
 
 CASES: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "lora": [
@@ -108,6 +109,23 @@ CASES: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("llama", {"num_virtual_tokens": 4}),
         ("gpt2", {"num_virtual_tokens": 4}),
         ("bert", {"num_virtual_tokens": 4}),
+        ("t5", {"num_virtual_tokens": 4}),
+        ("t5", {"num_virtual_tokens": 4, "num_transformer_submodules": 1}),
+    ],
+    "p_tuning": [
+        ("llama", {"num_virtual_tokens": 4, "encoder_hidden_size": 24}),
+        ("llama", {"num_virtual_tokens": 4} | LSTM),
+        ("gpt2", {"num_virtual_tokens": 4}),
+        ("bert", {"num_virtual_tokens": 4} | LSTM | {"encoder_num_layers": 1}),
+        ("t5", {"num_virtual_tokens": 4, "encoder_dropout": 0.5}),
+    ],
+    "prefix_tuning": [
+        ("llama", {"num_virtual_tokens": 4}),
+        ("llama", {"num_virtual_tokens": 4, "prefix_projection": True, "encoder_hidden_size": 24}),
+        ("gpt2", {"num_virtual_tokens": 4, "prefix_projection": True}),
+        ("bert", {"num_virtual_tokens": 4}),
+        ("t5", {"num_virtual_tokens": 4}),
+        ("t5", {"num_virtual_tokens": 4, "prefix_projection": True}),
     ],
 }
 

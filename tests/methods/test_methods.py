@@ -6,12 +6,16 @@ from torch.testing import assert_close
 
 from lorasmith.attach import adapters_of, attach, load_adapter, merge_and_unload, save_adapter, unload
 from lorasmith.errors import AttachError
-from lorasmith.methods import SiteMethod, methods
+from lorasmith.methods import SelectiveMethod, methods
 from lorasmith.quantized import Scheme
 from tiny import bert, llama, logits, quantized, shake
 
 # fields that a method needs beside the defaults of its family
-FIELDS = {"prompt_tuning": {"num_virtual_tokens": 3}}
+FIELDS = {
+    "p_tuning": {"num_virtual_tokens": 3, "encoder_reparameterization_type": "LSTM"},
+    "prefix_tuning": {"num_virtual_tokens": 3, "prefix_projection": True},
+    "prompt_tuning": {"num_virtual_tokens": 3},
+}
 BASES = {
     "llama": llama,
     "bert": bert,
@@ -124,7 +128,7 @@ def test_rows_of_one_batch_have_adapters_of_their_own_or_are_refused(method):
 def test_a_16_bit_base_keeps_float32_adapters_and_gives_16_bit_logits(method):
     model = llama().to(torch.bfloat16)
     book = attach(model, config_of(method, "llama"))
-    if isinstance(methods[method], SiteMethod) or method == "prompt_tuning":
+    if not isinstance(methods[method], SelectiveMethod):
         assert {p.dtype for p in book.parameters("default")} == {torch.float32}
     assert logits(shake(model)).dtype == torch.bfloat16
 

@@ -1,11 +1,14 @@
 import pytest
 import torch
+from torch.testing import assert_close
 from transformers import MistralConfig, MistralForCausalLM
 
 from lorasmith.attach import adapters_of, attach
 from lorasmith.errors import AttachError
+from lorasmith.methods import prompt_tuning
 from lorasmith.methods.prompt_tuning import PromptTuningConfig
-from tiny import IDS, bert, llama, logits, shake
+from lorasmith.models.packed_attention import segment_mask
+from tiny import IDS, bert, llama, logits, shake, t5
 
 
 def prompted():
@@ -96,3 +99,59 @@ def test_a_prompt_acts_alone():
     attach(model, PromptTuningConfig(num_virtual_tokens=2), "other")
     with pytest.raises(AttachError, match="acts alone"):
         adapters_of(model).activate(["default", "other"])
+
+
+def test_an_encoder_decoder_generates_with_a_cache_as_without():
+    model = t5()
+    attach(model, PromptTuningConfig(num_virtual_tokens=4, task_type="SEQ_2_SEQ_LM"))
+    shake(model, 2.0)
+    mask = torch.ones_like(IDS)
+    mask[1, 5:] = 0
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    options |= {"output_scores": True, "return_dict_in_generate": True}
+
+    def scores(**more):
+        return torch.stack(model.generate(input_ids=IDS, attention_mask=mask, **options, **more).scores)
+
+    made = scores()
+    # another order of the same f32 sums
+    assert_close(made, scores(use_cache=False), atol=1e-5, rtol=0)
+    with adapters_of(model).disabled():
+        assert (made - scores()).abs().max() > 1e-3
+
+
+def test_it_says_that_it_does_not_pack():
+    packed = {"input_ids": IDS.reshape(1, -1), "attention_mask": segment_mask(torch.tensor([0, 7, 14]))}
+    with pytest.raises(AttachError, match="packing: false"):
+        prompted()(**packed)
+
+
+def test_a_text_start_hands_on_what_the_tokenizer_needs_and_nothing_that_runs_code(monkeypatch):
+    asked = {}
+
+    class Tokenizers:
+        @staticmethod
+        def from_pretrained(name, **options):
+            asked.update(options, name=name)
+            return lambda text: {"input_ids": [5, 6, 7]}
+
+    monkeypatch.setattr(prompt_tuning, "AutoTokenizer", Tokenizers)
+    start = {"prompt_tuning_init": "TEXT", "prompt_tuning_init_text": "hi", "tokenizer_name_or_path": "there"}
+    options = {"subfolder": "words", "trust_remote_code": True}
+    model = llama()
+    book = attach(model, PromptTuningConfig(num_virtual_tokens=5, tokenizer_kwargs=options, **start))
+    assert asked == {"name": "there", "subfolder": "words"}
+    rows = model.get_input_embeddings().weight[[5, 6, 7, 5, 6]]
+    assert torch.equal(book.prompted.prompt.embeddings(), rows)
+
+
+def test_options_of_a_tokenizer_need_a_text():
+    with pytest.raises(AttachError, match="only prompt_tuning_init='TEXT'"):
+        PromptTuningConfig(num_virtual_tokens=5, tokenizer_kwargs={"subfolder": "words"})
+
+
+def test_a_prompt_of_another_width_leaves_the_model_as_it_was():
+    model = llama()
+    with pytest.raises(AttachError, match="token_dim=16 is not the width 32"):
+        attach(model, PromptTuningConfig(num_virtual_tokens=5, token_dim=16))
+    assert "prompt_encoder" not in dict(model.named_children())

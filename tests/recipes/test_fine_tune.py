@@ -24,6 +24,8 @@ METHODS = [
     {"name": "ia3"},
     {"name": "bottleneck"},
     {"name": "prompt_tuning", "num_virtual_tokens": 4},
+    {"name": "p_tuning", "num_virtual_tokens": 4, "encoder_reparameterization_type": "LSTM", "encoder_hidden_size": 8},
+    {"name": "prefix_tuning", "num_virtual_tokens": 4, "prefix_projection": True},
 ]
 
 

@@ -26,8 +26,10 @@ from lorasmith.errors import AdapterError, LorasmithError
 from lorasmith.methods import (
     CLASSIFICATION,
     AdapterConfig,
+    InputMethod,
     config_from_fields,
     dense_weight,
+    method_of,
     named,
     read_config_fields,
 )
@@ -48,7 +50,7 @@ def adapter_state(
     book = adapters_of(model)
     state = {key: value.detach() for key, value in book.tensors(name).items()}
     if book.prompted is not None and name in book.prompted.encoder:
-        state[PROMPT_KEY] = book.prompted.of(name).embeddings().detach()
+        state[PROMPT_KEY] = book.prompted.of(name).stored()
     state |= book.base_tensors.values(name)
     if save_embeddings is True or (save_embeddings == "auto" and _resized(book, name)):
         # the adapter's own tensors win over the originals of the same name
@@ -73,7 +75,7 @@ def load_adapter_state(
     base = book.base_tensors.values(name)
     embeddings = _take_embeddings(book, state, set(places) | set(base))
     prompt = book.prompted.of(name) if book.prompted is not None and name in book.prompted.encoder else None
-    wanted = places | base | ({PROMPT_KEY: prompt.embeddings()} if prompt is not None else {})
+    wanted = places | base | ({PROMPT_KEY: prompt.stored()} if prompt is not None else {})
     skipped = _take_mismatched(state, wanted) if skip_mismatched else set()
     _check_keys(state, wanted, lenient=_untrained_biases(book, state, wanted) | skipped)
     _restore_embeddings(book, embeddings)
@@ -143,6 +145,7 @@ def load_adapter(
     """
     content = read_adapter(folder, config)
     content.config.inference_mode = not trainable
+    _refuse_half_of_it(folder, content.config)
     try:
         return attach_content(model, content, name, float32, skip_mismatched=skip_mismatched)
     except AdapterError as error:
@@ -181,6 +184,17 @@ def content_of(book: Adapters, name: str, save_embeddings: SaveEmbeddings = Fals
     """What an attached adapter is made of, in tensors that are the model's own."""
     state = adapter_state(book.model, name, save_embeddings)
     return AdapterContent(book.configs[name], state, book.class_names.of(name, book.active))
+
+
+def _refuse_half_of_it(folder: str | Path, config: AdapterConfig) -> None:
+    """Raise AdapterError where training is to go on from a file that lacks something that trains."""
+    method = method_of(config)
+    missing = method.missing_in_files(config) if isinstance(method, InputMethod) else None
+    if missing and not config.inference_mode:
+        raise AdapterError(
+            f"{Path(folder)} holds what {config.METHOD} made, without {missing}, so it cannot train on; load it for "
+            "inference, or resume its run, whose checkpoints hold everything"
+        )
 
 
 def _attach_loaded(

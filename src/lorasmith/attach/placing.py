@@ -9,7 +9,7 @@ from lorasmith.attach.adapted import Adapted
 from lorasmith.attach.adapted_parameter import module_inside, wrap_parameter_
 from lorasmith.attach.adapters import KEY_PREFIX, Adapters, adapters_of
 from lorasmith.attach.parameters import linear_layers_of, select_parameters
-from lorasmith.attach.prompted import Prompted
+from lorasmith.attach.prompted import Prompted, input_embedding
 from lorasmith.attach.saved_module import SavedModule
 from lorasmith.attach.selection import ALL_LINEAR, bare, base_modules, model_type, select
 from lorasmith.attach.site_holder import SiteHolder
@@ -19,6 +19,7 @@ from lorasmith.methods import (
     AdapterConfig,
     InputMethod,
     LayerSpec,
+    PromptLearningConfig,
     SelectiveMethod,
     SiteMethod,
     TargetedConfig,
@@ -29,6 +30,7 @@ from lorasmith.methods import (
 )
 from lorasmith.models.adopt import adopt_bitsandbytes_
 from lorasmith.models.families import HEADS
+from lorasmith.models.shape import model_shape
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +68,7 @@ def attach(
             assert isinstance(config, TargetedConfig)
             _place_sites(book, config, method, adapter_name, float32, fresh)
         elif isinstance(method, InputMethod):
+            assert isinstance(config, PromptLearningConfig)
             _place_prompt(book, config, method, adapter_name)
         elif isinstance(method, SelectiveMethod):
             _place_selection(book, config, method, adapter_name)
@@ -169,13 +172,12 @@ def _place_biases(book: Adapters, which: str, paths: list[str], name: str) -> No
     book.base_tensors.add(name, chosen)
 
 
-def _place_prompt(book: Adapters, config: AdapterConfig, method: InputMethod, name: str) -> None:
-    prompted = book.prompted or Prompted(book.model)
-    book.prompted = prompted
-    spec = layer_spec(prompted.embedding)
-    if spec is None:
-        raise AttachError(f"the input embedding is a {type(prompted.embedding).__name__}; soft prompts need its width")
-    prompted.encoder[name] = method.prompt(config, prompted.embedding, spec.out_features)
+def _place_prompt(book: Adapters, config: PromptLearningConfig, method: InputMethod, name: str) -> None:
+    embedding = input_embedding(book.model)
+    method.prepare(config, model_shape(book.model))
+    prompt = method.prompt(config, embedding)
+    book.prompted = book.prompted or Prompted(book.model)
+    book.prompted.add(name, prompt)
 
 
 def _place_selection(book: Adapters, config: AdapterConfig, method: SelectiveMethod, name: str) -> None:

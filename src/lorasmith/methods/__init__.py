@@ -1,9 +1,16 @@
 """Methods of adapting a model, one file each."""
 
-from lorasmith.methods.config import CONFIG_FILE, AdapterConfig, LayeredConfig, TargetedConfig, read_config_fields
+from lorasmith.methods.config import (
+    CONFIG_FILE,
+    AdapterConfig,
+    LayeredConfig,
+    PromptLearningConfig,
+    TargetedConfig,
+    read_config_fields,
+)
 from lorasmith.methods.layer import LayerSpec, dense_weight, frozen_product, layer_spec, parameter_spec
 from lorasmith.methods.matching import layer_number, matches, named
-from lorasmith.methods.method import InputMethod, Method, Prompt, SelectiveMethod, SiteMethod
+from lorasmith.methods.method import InputMethod, Method, Prefix, Prompt, SelectiveMethod, SiteMethod
 from lorasmith.methods.names import CLASSIFICATION, PeftType, TaskType
 from lorasmith.methods.registry import config_from_fields, method_of, methods
 from lorasmith.methods.site import BaseWeight, Constant, Site, Vector
@@ -19,7 +26,9 @@ __all__ = [
     "LayeredConfig",
     "Method",
     "PeftType",
+    "Prefix",
     "Prompt",
+    "PromptLearningConfig",
     "SelectiveMethod",
     "Site",
     "SiteMethod",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from lorasmith.atomic import write_text
-from lorasmith.errors import AdapterError
+from lorasmith.errors import AdapterError, AttachError
 from lorasmith.methods.names import PeftType, TaskType
 
 CONFIG_FILE = "adapter_config.json"
@@ -137,3 +137,35 @@ class LayeredConfig(TargetedConfig):
     def layer_lists(self) -> list[str]:
         pattern = self.layers_pattern
         return [pattern] if isinstance(pattern, str) else pattern or []
+
+
+@dataclass
+class PromptLearningConfig(AdapterConfig):
+    """Fields of the methods that put virtual tokens, or their keys and values, before the input.
+
+    What is left at None is filled in from the model when the method is placed. num_transformer_submodules is 2 for a
+    sequence-to-sequence task. Raises AttachError without virtual tokens.
+    """
+
+    num_virtual_tokens: int | None = None
+    token_dim: int | None = None
+    num_transformer_submodules: int | None = None
+    num_attention_heads: int | None = None
+    num_layers: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.num_virtual_tokens or self.num_virtual_tokens < 1:
+            raise AttachError(
+                f"num_virtual_tokens={self.num_virtual_tokens}: give the number of virtual tokens, say 20"
+            )
+
+    @property
+    def is_prompt_learning(self) -> bool:
+        return True
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Virtual tokens before every input."""
+        assert self.num_virtual_tokens is not None
+        return self.num_virtual_tokens

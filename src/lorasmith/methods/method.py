@@ -4,14 +4,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
+import torch
 from torch import Tensor, nn
 
-from lorasmith.methods.config import AdapterConfig, TargetedConfig
+from lorasmith.methods.config import AdapterConfig, PromptLearningConfig, TargetedConfig
 from lorasmith.methods.layer import LayerSpec
+from lorasmith.methods.names import TaskType
 from lorasmith.methods.site import Site
+from lorasmith.models.shape import ModelShape
 
 C = TypeVar("C", bound=AdapterConfig)
 T = TypeVar("T", bound=TargetedConfig)
+P = TypeVar("P", bound=PromptLearningConfig)
 
 
 class Method(ABC, Generic[C]):
@@ -58,26 +62,61 @@ class SiteMethod(Method[T], Generic[T]):
         return "none"
 
 
-class InputMethod(Method[C], Generic[C]):
+class InputMethod(Method[P], Generic[P]):
     """A method that puts virtual tokens before the input: prompt tuning and its relatives."""
 
     packs = False
 
+    def prepare(self, config: P, shape: ModelShape) -> None:
+        """Fill in what the config leaves to the model."""
+        config.token_dim = config.token_dim or shape.width
+        config.num_layers = config.num_layers or shape.layers
+        config.num_attention_heads = config.num_attention_heads or shape.heads
+        parts = 2 if config.task_type == TaskType.SEQ_2_SEQ_LM else 1
+        config.num_transformer_submodules = config.num_transformer_submodules or parts
+
     @abstractmethod
-    def prompt(self, config: C, embedding: nn.Module, width: int) -> "Prompt":
-        """The trainable prompt for a model with this input embedding of this width."""
+    def prompt(self, config: P, embedding: nn.Module) -> "Prompt":
+        """The trainable prompt, of a config that was prepared, for a model with this input embedding."""
+
+    def missing_in_files(self, config: P) -> str | None:
+        """What trains and is not in the adapter's file, so that training cannot go on from it; None for nothing."""
+        return None
 
 
 class Prompt(nn.Module, ABC):
     """Trainable virtual tokens."""
 
+    # how many stand before every input
+    tokens: int
+
     @abstractmethod
     def embeddings(self) -> Tensor:
-        """The virtual tokens' embeddings [tokens, width]."""
+        """What a file holds of the virtual tokens: their embeddings [rows, width], of which the first `tokens` act."""
 
     @abstractmethod
     def load_embeddings(self, embeddings: Tensor) -> None:
-        """Take over embeddings [tokens, width] that were saved before."""
+        """Take over embeddings [rows, width] that were saved before."""
+
+    @torch.no_grad()
+    def stored(self) -> Tensor:
+        """The embeddings as a file holds them: without dropout, whatever mode the prompt is in."""
+        training = self.training
+        try:
+            return self.eval().embeddings().detach()
+        finally:
+            self.train(training)
+
+
+class Prefix(Prompt):
+    """Trainable keys and values that stand before those of every attention layer, instead of tokens at the input."""
+
+    # how many layers there are
+    layers: int
+
+    @abstractmethod
+    def keys_and_values(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [heads, tokens, width] of the attention layer of this number."""
 
 
 class SelectiveMethod(Method[C], Generic[C]):

@@ -9,6 +9,8 @@ class PeftType(StrEnum):
     LORA = "LORA"
     IA3 = "IA3"
     PROMPT_TUNING = "PROMPT_TUNING"
+    P_TUNING = "P_TUNING"
+    PREFIX_TUNING = "PREFIX_TUNING"
 
 
 class TaskType(StrEnum):

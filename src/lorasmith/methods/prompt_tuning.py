@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from lorasmith.errors import AdapterError, AttachError
-from lorasmith.methods.config import AdapterConfig
+from lorasmith.errors import AttachError
+from lorasmith.methods.config import PromptLearningConfig
 from lorasmith.methods.method import InputMethod, Prompt
+from lorasmith.methods.prompt_embedding import PromptEmbedding, rows_of
 from lorasmith.methods.registry import methods
 
 
@@ -23,19 +24,15 @@ class PromptTuningInit(StrEnum):
 
 
 @dataclass
-class PromptTuningConfig(AdapterConfig):
-    """PEFT's fields and defaults.
+class PromptTuningConfig(PromptLearningConfig):
+    """PEFT's fields and defaults; tokenizer_kwargs go to the tokenizer that reads the text.
 
-    Raises AttachError without virtual tokens, or for TEXT without a text and a tokenizer.
+    Raises AttachError without virtual tokens, for TEXT without a text and a tokenizer, and for tokenizer_kwargs
+    without TEXT.
     """
 
     METHOD: ClassVar[str] = "PROMPT_TUNING"
 
-    num_virtual_tokens: int | None = None
-    token_dim: int | None = None
-    num_transformer_submodules: int | None = None
-    num_attention_heads: int | None = None
-    num_layers: int | None = None
     prompt_tuning_init: PromptTuningInit | str = PromptTuningInit.RANDOM
     prompt_tuning_init_text: str | None = None
     tokenizer_name_or_path: str | None = None
@@ -43,38 +40,13 @@ class PromptTuningConfig(AdapterConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.num_virtual_tokens or self.num_virtual_tokens < 1:
-            raise AttachError(
-                f"num_virtual_tokens={self.num_virtual_tokens}: give the number of virtual tokens, say 20"
-            )
         self.prompt_tuning_init = PromptTuningInit(self.prompt_tuning_init)
         if self.prompt_tuning_init == PromptTuningInit.TEXT:
             for name in ("prompt_tuning_init_text", "tokenizer_name_or_path"):
                 if not getattr(self, name):
                     raise AttachError(f"{name}={getattr(self, name)!r}: prompt_tuning_init='TEXT' needs it")
-
-    @property
-    def is_prompt_learning(self) -> bool:
-        return True
-
-
-class PromptEmbedding(Prompt):
-    """Virtual tokens that are parameters themselves."""
-
-    def __init__(self, tokens: int, width: int, device: torch.device) -> None:
-        super().__init__()
-        # f32 whatever the base computes in: these are the trained values
-        self.embedding = nn.Embedding(tokens, width, device=device, dtype=torch.float32)
-
-    def embeddings(self) -> Tensor:
-        return self.embedding.weight
-
-    @torch.no_grad()
-    def load_embeddings(self, embeddings: Tensor) -> None:
-        if embeddings.shape != self.embedding.weight.shape:
-            wanted, found = tuple(self.embedding.weight.shape), tuple(embeddings.shape)
-            raise AdapterError(f"prompt_embeddings has shape {found}, the model needs {wanted} (tokens, width)")
-        self.embedding.weight.copy_(embeddings)
+        elif self.tokenizer_kwargs:
+            raise AttachError(f"tokenizer_kwargs={self.tokenizer_kwargs}: only prompt_tuning_init='TEXT' reads a text")
 
 
 class PromptTuning(InputMethod[PromptTuningConfig]):
@@ -82,24 +54,24 @@ class PromptTuning(InputMethod[PromptTuningConfig]):
 
     config_class = PromptTuningConfig
 
-    def prompt(self, config: PromptTuningConfig, embedding: nn.Module, width: int) -> Prompt:
-        assert config.num_virtual_tokens is not None
-        device = next(embedding.parameters()).device
-        prompt = PromptEmbedding(config.num_virtual_tokens, width, device)
+    def prompt(self, config: PromptTuningConfig, embedding: nn.Module) -> Prompt:
+        prompt = PromptEmbedding(config, embedding)
         if config.prompt_tuning_init != PromptTuningInit.RANDOM and not config.inference_mode:
-            prompt.load_embeddings(embedding(_start_ids(config, embedding).to(device)).detach())
+            ids = _start_ids(config, embedding).to(prompt.embedding.weight.device)
+            prompt.load_embeddings(embedding(ids).detach())
         return prompt
 
 
 def _start_ids(config: PromptTuningConfig, embedding: nn.Module) -> Tensor:
-    # ids [tokens]
-    count = config.num_virtual_tokens
-    assert count is not None
+    # ids [rows]
+    count = rows_of(config)
     if config.prompt_tuning_init == PromptTuningInit.SAMPLE_VOCAB:
         rows = embedding.num_embeddings
         assert isinstance(rows, int)
         return torch.randint(rows, (count,))
-    tokenizer = AutoTokenizer.from_pretrained(config.tokenizer_name_or_path, **(config.tokenizer_kwargs or {}))
+    # an adapter's config may come from anywhere: it must not make code run
+    options = {name: value for name, value in (config.tokenizer_kwargs or {}).items() if name != "trust_remote_code"}
+    tokenizer = AutoTokenizer.from_pretrained(config.tokenizer_name_or_path, **options)
     ids = tokenizer(config.prompt_tuning_init_text)["input_ids"]
     repeats = -(-count // len(ids))
     return torch.tensor((ids * repeats)[:count])

@@ -3,7 +3,8 @@
 A packed row holds several sequences end to end; cu_seqlens [segments + 1] says where each begins and the last ends.
 They travel to the attention layers as a four-dimensional attention mask, which transformers hands down as it is, so
 that no T x T mask is ever built. Without such a mask the function is transformers' own sdpa.
-Axes: B batch (1 when packed), H heads, T tokens, L tokens of one segment, S segments.
+Keys before the first segment (the P of a prefix) are seen by every segment; the bounds then begin at P instead of 0.
+Axes: B batch (1 when packed), H heads, T tokens, L tokens of one segment, S segments, P shared keys.
 """
 
 import inspect
@@ -37,6 +38,11 @@ def segment_mask(cu_seqlens: Tensor) -> Tensor:
     It lies on the CPU, because each layer reads it there.
     """
     return cu_seqlens.to(device="cpu", dtype=torch.int32)[None, None, None]
+
+
+def carries_segments(attention_mask: object) -> bool:
+    """Whether attention_mask is one of segment_mask's: masks proper are bool or float, or have two dimensions."""
+    return isinstance(attention_mask, Tensor) and attention_mask.dim() == 4 and attention_mask.dtype == torch.int32
 
 
 def enable_packing(model: nn.Module) -> str | None:
@@ -77,7 +83,7 @@ def packed_attention(
     cu_seq_lens_q: Tensor | None = None,
     **keywords: object,
 ) -> tuple[Tensor, None]:
-    """Attention of query [B, H, T, head], key and value [B, H or fewer, T, head] inside each segment.
+    """Attention of query [B, H, T, head], key and value [B, H or fewer, P + T, head] inside each segment.
 
     Segments come from segment_mask as attention_mask, or from transformers' cu_seq_lens_q. Returns [B, T, H, head].
     Raises ModelError for a soft cap, sink or position bias, which sdpa does not know.
@@ -91,7 +97,8 @@ def packed_attention(
     if segments is None:
         return call(query, key, value, attention_mask), None
     bounds = segments.tolist()
-    if query.shape[0] != 1 or bounds[-1] != query.shape[2] or key.shape[2] != query.shape[2]:
+    shared = bounds[0]
+    if query.shape[0] != 1 or bounds[-1] != key.shape[2] or key.shape[2] != query.shape[2] + shared:
         raise DataError(
             f"segments end at {bounds[-1]} but queries are {tuple(query.shape)} and keys {tuple(key.shape)}; "
             "pack into one row, without a cache"
@@ -99,14 +106,15 @@ def packed_attention(
     lengths = {end - start for start, end in pairwise(bounds)}
     if len(lengths) == 1:
         (length,) = lengths
-        query, key, value = (_as_rows(tensor, length) for tensor in (query, key, value))
-        return call(query, key, value, _window(length, sliding_window, causal, query)).flatten(0, 1)[None], None
+        mask = _window(length, shared, sliding_window, causal, query)
+        rows = (_as_rows(key, length, shared), _as_rows(value, length, shared))
+        return call(_as_rows(query, length, 0), *rows, mask).flatten(0, 1)[None], None
     parts = [
         call(
-            query[:, :, start:end],
-            key[:, :, start:end],
-            value[:, :, start:end],
-            _window(end - start, sliding_window, causal, query),
+            query[:, :, start - shared : end - shared],
+            _with_shared(key, start, end, shared),
+            _with_shared(value, start, end, shared),
+            _window(end - start, shared, sliding_window, causal, query),
         )
         for start, end in pairwise(bounds)
     ]
@@ -147,26 +155,38 @@ class _Call:
 
 
 def _segments(attention_mask: Tensor | None, cu_seq_lens: Tensor | None) -> Tensor | None:
-    # masks proper are bool or float; int32 with four dimensions is segment_mask's alone
-    if attention_mask is not None and attention_mask.dim() == 4 and attention_mask.dtype == torch.int32:
+    if attention_mask is not None and carries_segments(attention_mask):
         return attention_mask.flatten()
     return cu_seq_lens
 
 
-def _as_rows(packed: Tensor, length: int) -> Tensor:
-    """[1, H, S * L, head] -> [S, H, L, head]: segments of one length are a batch."""
-    return packed[0].unflatten(1, (-1, length)).transpose(0, 1)
+def _as_rows(packed: Tensor, length: int, shared: int) -> Tensor:
+    """[1, H, P + S * L, head] -> [S, H, P + L, head]: segments of one length are a batch, each with the P first."""
+    rows = packed[0, :, shared:].unflatten(1, (-1, length)).transpose(0, 1)
+    if not shared:
+        return rows
+    return torch.cat([packed[:, :, :shared].expand(rows.shape[0], -1, -1, -1), rows], 2)
 
 
-def _window(length: int, window: int | None, causal: bool, like: Tensor) -> Tensor | None:
-    """Mask [1, 1, L, L] of a sliding window, or None where the segment is not longer than it."""
-    if window is None or length <= window:
-        return None
-    if not causal:
+def _with_shared(packed: Tensor, start: int, end: int, shared: int) -> Tensor:
+    own = packed[:, :, start:end]
+    return torch.cat([packed[:, :, :shared], own], 2) if shared else own
+
+
+def _window(length: int, shared: int, window: int | None, causal: bool, like: Tensor) -> Tensor | None:
+    """Mask [1, 1, L, P + L] of what a segment's tokens see, or None where sdpa's own flag says it.
+
+    The P shared keys are the positions before the segment, as far as a sliding window reaches them.
+    """
+    slides = window is not None and shared + length > window
+    if slides and not causal:
         raise ModelError("packed attention knows no sliding window of an encoder; train with padding_free: false")
-    distance = torch.arange(length, device=like.device)
-    distance = distance[:, None] - distance
-    return ((distance >= 0) & (distance < window))[None, None]
+    if not slides and not (causal and shared):
+        return None
+    keys = torch.arange(shared + length, device=like.device)
+    distance = keys[shared:, None] - keys
+    seen = distance >= 0
+    return (seen & (distance < window) if window is not None else seen)[None, None]
 
 
 def register() -> None:
