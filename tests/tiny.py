@@ -58,7 +58,7 @@ def gpt2(seed: int = 0) -> GPT2LMHeadModel:
 
 
 def t5(seed: int = 0) -> T5ForConditionalGeneration:
-    """Three layers in the encoder and three in the decoder (each with pieces of its own of PEFT's prefix), hidden 32."""
+    """Three layers in the encoder and three in the decoder (with two, PEFT gives both the same prefix), hidden 32."""
     torch.manual_seed(seed)
     sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 3, "num_heads": 4}
     return T5ForConditionalGeneration(T5Config(vocab_size=64, decoder_start_token_id=0, **sizes)).eval()
