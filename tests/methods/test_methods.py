@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from lorasmith.attach import adapters_of, attach, load_adapter, merge_and_unload, save_adapter, unload
 from lorasmith.errors import AttachError
-from lorasmith.methods import SelectiveMethod, methods
+from lorasmith.methods import SelectiveMethod, SiteMethod, methods
 from lorasmith.quantized import Scheme
 from tiny import bert, llama, logits, quantized, shake
 
