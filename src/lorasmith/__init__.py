@@ -13,6 +13,7 @@ from lorasmith.compat.auto import (
 )
 from lorasmith.compat.base_state import get_base_model_state_dict, set_base_model_state_dict
 from lorasmith.compat.converting import convert_to_lora, save_as_lora
+from lorasmith.compat.eva import get_eva_state_dict, initialize_lora_eva_weights
 from lorasmith.compat.hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
 from lorasmith.compat.injecting import inject_adapter_in_model
 from lorasmith.compat.kbit import prepare_model_for_int8_training, prepare_model_for_kbit_training
@@ -49,6 +50,7 @@ from lorasmith.methods.bitfit import BitFitConfig
 from lorasmith.methods.bottleneck import BottleneckConfig
 from lorasmith.methods.full import FullConfig
 from lorasmith.methods.ia3 import IA3Config
+from lorasmith.methods.inits import EvaConfig, LoftQConfig
 from lorasmith.methods.lora import LoraConfig
 from lorasmith.methods.p_tuning import PromptEncoderConfig, PromptEncoderReparameterizationType
 from lorasmith.methods.prefix_tuning import PrefixTuningConfig
@@ -76,8 +78,10 @@ __all__ = [
     "BitFitConfig",
     "BitsAndBytesConfig",
     "BottleneckConfig",
+    "EvaConfig",
     "FullConfig",
     "IA3Config",
+    "LoftQConfig",
     "LoraConfig",
     "LorasmithError",
     "NoMatchingPeftModuleError",
@@ -106,12 +110,14 @@ __all__ = [
     "convert_to_lora",
     "count_parameters",
     "get_base_model_state_dict",
+    "get_eva_state_dict",
     "get_layer_status",
     "get_model_status",
     "get_peft_config",
     "get_peft_model",
     "get_peft_model_state_dict",
     "hotswap_adapter",
+    "initialize_lora_eva_weights",
     "inject_adapter_in_model",
     "load",
     "load_peft_weights",

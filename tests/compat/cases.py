@@ -79,6 +79,11 @@ CASES: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("llama", {"target_modules": ["q_proj", "o_proj"], "lora_bias": True}),
         ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
         ("llama", {"init_lora_weights": "gaussian"}),
+        ("llama", {"init_lora_weights": "orthogonal"}),
+        ("llama", {"init_lora_weights": "pissa", "target_modules": "all-linear", "r": 4}),
+        # PEFT's OLoRA takes GPT-2's layers the wrong way round, and makes factors that fit no layer
+        ("llama", {"init_lora_weights": "olora"}),
+        ("gpt2", {"init_lora_weights": "pissa", "fan_in_fan_out": True, "r": 4}),
         ("gpt2", {"fan_in_fan_out": True}),
         ("bert", {"target_modules": "all-linear"}),
         ("t5", {}),

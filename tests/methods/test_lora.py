@@ -89,7 +89,7 @@ def test_a_convolutions_delta_is_its_adapter(conv):
         ({"r": 0}, "rank must be at least 1"),
         ({"lora_dropout": 1.5}, "lora_dropout"),
         ({"bias": "some"}, "lora_only"),
-        ({"init_lora_weights": "pissa"}, "gaussian"),
+        ({"init_lora_weights": "corda"}, "not built yet; choose one of: .*'gaussian'"),
         ({"use_dora": True, "lora_bias": True}, "lengths say nothing of a bias"),
         ({"task_type": "POETRY"}, "CAUSAL_LM"),
     ],

@@ -1,5 +1,7 @@
 """The adapted linear step against its formula, on every storage of the frozen weight."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -336,3 +338,21 @@ def test_a_gain_beside_another_update_of_the_same_rows_is_refused():
         ops.adapted_linear(
             seeded(ROWS, IN), dense()[0], None, [one, ops.LowRank(other.a, other.b, 1.0, gain=torch.ones(OUT))]
         )
+
+
+@pytest.mark.parametrize("make", PRODUCTS)
+def test_a_frozen_start_is_taken_off_and_gets_no_gradient(make):
+    product, weight = make()
+    x, (update,) = seeded(ROWS, IN).requires_grad_(), updates((4,))
+    start = (seeded(5, IN), seeded(OUT, 5))
+    y = ops.adapted_linear(x, product, None, [replace(update, start=start)])
+    expected = formula(x, weight, None, [update]) - update.scaling * x @ start[0].T @ start[1].T
+    torch.testing.assert_close(y, expected, atol=1e-3, rtol=1e-5)
+    inputs = [x, update.a, update.b]
+    ours = torch.autograd.grad(y.square().sum(), inputs)
+    for mine, other in zip(ours, torch.autograd.grad(expected.square().sum(), inputs), strict=True):
+        # gradients of some ten thousand
+        torch.testing.assert_close(mine, other, atol=0.1, rtol=1e-4)
+    with torch.no_grad():
+        without = ops.adapted_linear(x, product, None, [replace(update, start=start)])
+    torch.testing.assert_close(without, expected, atol=1e-3, rtol=1e-5)

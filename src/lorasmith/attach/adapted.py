@@ -77,7 +77,7 @@ class Adapted(SiteHolder):
     @property
     def base_weight(self) -> StoredWeight:
         """The base's weight as sites see it."""
-        return StoredWeight(self.base_layer)
+        return StoredWeight(self)
 
     def deltas(self, adapters: list[str]) -> tuple[Tensor, Tensor | None]:
         """The weight [out, in, ...] in f32 and the bias that the base would have with these adapters merged."""

@@ -1,7 +1,7 @@
 """The book of a model's adapters: which there are, which act, which tensors are whose."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -240,6 +240,23 @@ class Adapters:
                 depths[outermost] += 1
             site = holder.sites[name]
             yield site, {tensor: _file_key(path, key) for tensor, key in site.file_keys().items()}
+
+    def exported(self, name: str) -> dict[str, Tensor]:
+        """The tensors of one adapter's sites by their keys in a file that any program reads; see `Site.exported`."""
+        found: dict[str, Tensor] = {}
+        for site, keys in self._whole_keys(name):
+            found |= {keys[key]: value for key, value in site.exported().items()}
+        return found
+
+    def take_exported_(self, name: str, state: Mapping[str, Tensor]) -> None:
+        """Take over tensors of one adapter's sites as `exported` gives them."""
+        for site, keys in self._whole_keys(name):
+            site.take_exported_({key: state[whole] for key, whole in keys.items()})
+
+    def _whole_keys(self, name: str) -> Iterator[tuple[Site, dict[str, str]]]:
+        """(site, the whole key in a PEFT file by the site's own) of one adapter."""
+        for site, keys in self.file_sites(name):
+            yield site, {key: keys[tensor] for tensor, key in site.file_keys().items()}
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """(name, parameter) of everything that trains now."""

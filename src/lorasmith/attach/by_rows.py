@@ -51,7 +51,8 @@ def _stacked(
     work = sum(2 * count * update.a.shape[0] * (update.a.shape[1] + update.b.shape[0]) for update in updates.values())
     if work > STACKED_WORK * len(updates) or not all(update.plain for update in updates.values()):
         return None
-    sources = [tensor for u in updates.values() for tensor in (u.a, u.b, u.gain) if tensor is not None]
+    parts = [(u.a, u.b, u.gain, *(u.start or ())) for u in updates.values()]
+    sources = [tensor for tensors in parts for tensor in tensors if tensor is not None]
     return kept.get(sources, lambda: _stack([updates.get(name) for name in assigned.present]), assigned.present)
 
 
@@ -60,6 +61,8 @@ def _stack(updates: list[LowRank | None]) -> Stack | None:
 
     None where a value is not finite.
     """
+    # a start is one more pair of factors of the same adapter
+    updates = [None if update is None else update.stacked for update in updates]
     acting = [update for update in updates if update is not None]
     a_RI = torch.cat([update.a for update in acting])
     b_OR = torch.cat([update.b for update in acting], 1)

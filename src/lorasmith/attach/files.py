@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -27,6 +27,8 @@ from lorasmith.methods import (
     CLASSIFICATION,
     AdapterConfig,
     InputMethod,
+    SiteMethod,
+    TargetedConfig,
     config_from_fields,
     dense_weight,
     method_of,
@@ -140,7 +142,8 @@ def load_adapter(
 
     config is the folder's own, where it was read before. The model's config gets the names of a classifier's classes.
     skip_mismatched is for load_adapter_state.
-    An adapter of this name is replaced. Raises AdapterError for a folder without an adapter, damaged or pickled
+    An adapter of this name is replaced; one that trains on, and that was saved in another form than it trains in, takes
+    the tensors over instead. Raises AdapterError for a folder without an adapter, damaged or pickled
     weights, and tensors that do not fit; then the model is as it was.
     """
     content = read_adapter(folder, config)
@@ -165,7 +168,10 @@ def attach_content(
     Raises AdapterError for tensors that do not fit; then the model is as it was.
     """
     book = adapters_of(model)
-    replaced = content_of(book, name) if name in book.configs else None
+    if not content.config.inference_mode and _continues(book, name, content.config):
+        _take_exported_(book, name, content.state)
+        return book
+    replaced = _as_it_trains(book, name) if name in book.configs else None
     before = list(book.active)
     if replaced is not None:
         book.remove(name)
@@ -181,8 +187,14 @@ def attach_content(
 
 
 def content_of(book: Adapters, name: str, save_embeddings: SaveEmbeddings = False) -> AdapterContent:
-    """What an attached adapter is made of, in tensors that are the model's own."""
-    state = adapter_state(book.model, name, save_embeddings)
+    """What a file holds of an attached adapter, in tensors that are the model's own wherever it trains in that form."""
+    own = adapter_state(book.model, name, save_embeddings)
+    state = {**own, **{key: value.detach() for key, value in book.exported(name).items()}}
+    return AdapterContent(_exported_config(book, name), state, book.class_names.of(name, book.active))
+
+
+def _as_it_trains(book: Adapters, name: str) -> AdapterContent:
+    state = adapter_state(book.model, name, save_embeddings=False)
     return AdapterContent(book.configs[name], state, book.class_names.of(name, book.active))
 
 
@@ -195,6 +207,41 @@ def _refuse_half_of_it(folder: str | Path, config: AdapterConfig) -> None:
             f"{Path(folder)} holds what {config.METHOD} made, without {missing}, so it cannot train on; load it for "
             "inference, or resume its run, whose checkpoints hold everything"
         )
+
+
+def _exported_config(book: Adapters, name: str) -> AdapterConfig:
+    config = book.configs[name]
+    method = method_of(config)
+    if not isinstance(method, SiteMethod):
+        return config
+    assert isinstance(config, TargetedConfig)
+    return method.exported(config)
+
+
+def _continues(book: Adapters, name: str, saved: AdapterConfig) -> bool:
+    """Whether the adapter of this name has a form of its own to train in, and would be saved with the config saved."""
+    if name not in book.configs:
+        return False
+    exported = _exported_config(book, name)
+    return exported is not book.configs[name] and _placement(exported) == _placement(saved)
+
+
+def _placement(config: AdapterConfig) -> dict[str, Any]:
+    """The fields that decide which tensors an adapter has and what they do."""
+    fields = config.to_dict()
+    for name in ("base_model_name_or_path", "inference_mode", "auto_mapping", "revision", "task_type"):
+        del fields[name]
+    return {name: sorted(value) if isinstance(value, list) else value for name, value in fields.items()}
+
+
+def _take_exported_(book: Adapters, name: str, state: Mapping[str, Tensor]) -> None:
+    places = book.exported(name)
+    _check_keys({key: value for key, value in state.items() if key in places}, places, lenient=set())
+    with torch.no_grad():
+        book.take_exported_(name, state)
+    own = book.tensors(name)
+    load_adapter_state(book.model, {key: own[key] if key in places else state[key] for key in state}, name)
+    book.activate([name], trainable=True)
 
 
 def _attach_loaded(

@@ -129,8 +129,7 @@ def _place_sites(
         found = modules[path]
         adapted = found if isinstance(found, Adapted) else _wrap(book.model, path, found)
         adapted.add(name, site)
-        if fresh:
-            site.begin(adapted.base_weight)
+        site.settle(adapted.base_weight, fresh)
         site.train(found.training)
     # from the last to the first, so that the paths of modules inside wrapped ones stay true
     for (path, parameter), site in reversed(list(inner.items())):

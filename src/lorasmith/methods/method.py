@@ -57,6 +57,10 @@ class SiteMethod(Method[T], Generic[T]):
         """Why no site of this config can sit on a bare parameter, such as a stack of experts; None where one can."""
         return f"{self.peft_type} acts on whole layers; LoRA reaches bare parameters"
 
+    def exported(self, config: T) -> T:
+        """The config that a file holds beside what its sites export."""
+        return config
+
     def biases(self, config: T) -> str:
         """Which biases of the base train too: "none", "all", or "lora_only" for those of the adapted modules."""
         return "none"

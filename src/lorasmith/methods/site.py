@@ -13,13 +13,17 @@ from torch import Tensor, nn
 
 from lorasmith.methods.layer import LayerSpec
 from lorasmith.ops import LowRank
+from lorasmith.quantized import Scheme
 
 
 class BaseWeight(Protocol):
     """The frozen weight of the module that a site sits on, however it is stored."""
 
-    def __call__(self) -> Tensor:
-        """The dense weight [out, in, ...] ([rows, width] of an embedding); made on every call where it is quantized."""
+    def __call__(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The dense weight [out, in, ...] ([rows, width] of an embedding); made on every call where it is quantized.
+
+        dtype is that of the result, by default the one in which the weight was loaded.
+        """
 
     def times(self, rows: Tensor) -> Tensor:
         """rows W^T of rows [R, in] -> [R, out], without making W dense where the layer can do without. Linear only."""
@@ -30,6 +34,16 @@ class BaseWeight(Protocol):
     @property
     def bias(self) -> Tensor | None:
         """What the module adds to its output [out]."""
+
+    @property
+    def scheme(self) -> Scheme | None:
+        """How the weight is quantized, None where it is dense."""
+
+    def quantize(self, values: Tensor, scheme: Scheme) -> None:
+        """Let the layer hold values [out, in] in f32, quantized, instead of its weight, for good. Linear only.
+
+        Raises AttachError where another adapter stands on the weight.
+        """
 
 
 class Site(nn.Module):
@@ -42,6 +56,15 @@ class Site(nn.Module):
     def describe(self) -> str:
         """The method and its sizes here, in a few words for print(model)."""
         return type(self).__name__
+
+    def settle(self, weight: BaseWeight, fresh: bool) -> None:
+        """Take from the base's weight what the site needs of it; fresh is False where its tensors are loaded next.
+
+        Most sites need something only where they are new, and override begin. Of those that need it in both cases it
+        must come out the same every time.
+        """
+        if fresh:
+            self.begin(weight)
 
     def begin(self, weight: BaseWeight) -> None:
         """Take a start from the weight that the site is new at; not called where its tensors are about to be loaded."""
@@ -94,6 +117,17 @@ class Site(nn.Module):
     def from_older(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """tensors, by their names here, out of the layout before; called only where a file has it."""
         return dict(tensors)
+
+    def exported(self) -> dict[str, Tensor]:
+        """The tensors that a file holds for any program, by its keys: those of file_keys, unless it says otherwise."""
+        own = self.state_dict()
+        return {key: own[name] for name, key in self.file_keys().items()}
+
+    def take_exported_(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over tensors as `exported` gives them."""
+        own = self.state_dict()
+        for name, key in self.file_keys().items():
+            own[name].copy_(tensors[key])
 
 
 class Vector(nn.Module):

@@ -5,7 +5,7 @@ from lorasmith.quantized.count import ParameterCount, count_parameters, stored_b
 from lorasmith.quantized.embedding import QuantizedEmbedding
 from lorasmith.quantized.linear import QuantizedLinear
 from lorasmith.quantized.scheme import Scheme
-from lorasmith.quantized.twin import dense_module, quantize_module
+from lorasmith.quantized.twin import dense_module, quantize_module, requantized
 from lorasmith.quantized.weight import QuantizedWeight
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "count_parameters",
     "dense_module",
     "quantize_module",
+    "requantized",
     "stored_bytes",
 ]

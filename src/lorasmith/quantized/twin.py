@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lorasmith.errors import FormatError
@@ -27,6 +27,23 @@ def quantize_module(module: nn.Module, scheme: Scheme, name: str = "weight") -> 
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return QuantizedConv.from_float(module, scheme, name)
     raise FormatError(f"{name}: a {type(module).__name__} cannot be quantized; choose linear layers, embeddings, convs")
+
+
+def requantized(layer: nn.Module, values: Tensor, scheme: Scheme) -> QuantizedLinear:
+    """A layer with the sizes, the bias and the type of a linear layer or Conv1D, that holds values [out, in] in scheme.
+
+    On the meta device it has shapes alone. Raises FormatError for values that the format cannot hold.
+    """
+    out_features, in_features = values.shape
+    weight, bias = layer.get_parameter("weight"), layer._parameters["bias"]
+    dtype = layer.dtype if isinstance(layer, QuantizedWeight) else weight.dtype
+    twin = QuantizedLinear(in_features, out_features, bias is not None, scheme, dtype=dtype, device="meta")
+    if not values.is_meta:
+        twin.quantize_(values)
+        # the values came in f32, the layer's own type is that of what it stood for
+        twin.dtype = dtype
+    twin.register_parameter("bias", bias)
+    return twin.train(layer.training)
 
 
 def dense_module(layer: QuantizedWeight) -> nn.Module:

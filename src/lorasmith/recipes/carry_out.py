@@ -16,6 +16,7 @@ from lorasmith.planning import MemoryPlan
 from lorasmith.quantized import count_parameters, stored_bytes
 from lorasmith.recipes.adapter_home import adapter_home, home_of
 from lorasmith.recipes.card_facts import card_facts
+from lorasmith.recipes.data_start import begin_by_data_, needs_data
 from lorasmith.recipes.dataset import Dataset
 from lorasmith.recipes.generation import stop_after_answers_
 from lorasmith.recipes.outcome import Outcome, Summary
@@ -35,7 +36,7 @@ Echo = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Work:
-    """All that a run needs once the model stands. adapter is the name of the one that trains."""
+    """All that a run needs once the model stands. adapter is the name of the one that trains; new: the job made it."""
 
     recipe: Recipe
     model: PreTrainedModel
@@ -44,6 +45,7 @@ class Work:
     folder: RunFolder
     loggers: list[Logger]
     adapter: str = "default"
+    new: bool = True
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,9 @@ def _carried_out(work: Work, echo: Echo, resume: bool) -> FinishedRun:
     layout = layout_of(work.model, work.recipe)
     if layout.note:
         echo(f"note: {layout.note}")
+    if work.new and needs_data(work.model, work.adapter):
+        batches = iter(training_loader(work.dataset.train, layout, work.recipe, work.tokenizer))
+        echo(begin_by_data_(work.model, work.adapter, batches, work.recipe, work.folder, resume=resume))
     score = _scorer(work, layout)
     prompts = _prompts(work)
     outcome = Outcome.read(work.folder.evaluation) if resume else None

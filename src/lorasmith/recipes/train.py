@@ -74,6 +74,7 @@ def train(
     recipe = with_labels(recipe, dataset)
     if resume:
         refuse_other_recipe(folder, recipe)
+    new = not adapters_of(base).configs
     _ensure_adapter(base, recipe)
     plan, more = checked(recipe, base, tokenizer, dataset)
     for line in [*dataset.lines, *map(str, findings + more)]:
@@ -81,7 +82,7 @@ def train(
     logging = make_loggers(folder, recipe)
     begin(folder, recipe, plan, resume=resume)
     adapter = adapters_of(base).active[0]
-    return carry_out(Work(recipe, base, tokenizer, dataset, folder, logging, adapter), echo, resume=resume)
+    return carry_out(Work(recipe, base, tokenizer, dataset, folder, logging, adapter, new), echo, resume=resume)
 
 
 def _transformers_model(model: nn.Module) -> PreTrainedModel:

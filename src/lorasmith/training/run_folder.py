@@ -41,6 +41,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def directions(self) -> Path:
+        """What the adapter's A began at, by module, where its start was found in the data."""
+        return self.path / "directions.safetensors"
+
+    @property
     def tensorboard(self) -> Path:
         """Event files of TensorBoard, where it was asked for."""
         return self.path / "tensorboard"

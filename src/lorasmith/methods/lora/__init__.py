@@ -4,6 +4,9 @@ The scaling s is alpha / rank, or alpha / sqrt(rank) with use_rslora. Source: Lo
 rank-stabilised scaling, arXiv 2312.03732.
 """
 
+import math
+from dataclasses import replace
+
 from torch import nn
 
 from lorasmith.methods.layer import LayerSpec
@@ -13,6 +16,7 @@ from lorasmith.methods.lora.dora import DoraSite
 from lorasmith.methods.lora.embedding import LoraEmbedding
 from lorasmith.methods.lora.experts import LoraExperts
 from lorasmith.methods.lora.linear import LoraLinear
+from lorasmith.methods.lora.shifted import LoraShifted
 from lorasmith.methods.lora.site import LoraSite
 from lorasmith.methods.method import SiteMethod
 from lorasmith.methods.registry import methods
@@ -32,7 +36,8 @@ class Lora(SiteMethod[LoraConfig]):
         dtype = adapter_dtype(layer, float32)
         if layer.kind == "parameter":
             return LoraExperts(config, layer, dtype)
-        shapes: dict[str, type[LoraSite]] = {"linear": LoraLinear, "embedding": LoraEmbedding, "conv": LoraConv}
+        linear = LoraShifted if config.start().shifts else LoraLinear
+        shapes: dict[str, type[LoraSite]] = {"linear": linear, "embedding": LoraEmbedding, "conv": LoraConv}
         update = shapes[layer.kind](config, layer, dtype)  # type: ignore[call-arg]
         return DoraSite(update, dtype) if config.use_dora else update
 
@@ -41,6 +46,20 @@ class Lora(SiteMethod[LoraConfig]):
 
     def refuses_parameters(self, config: LoraConfig) -> str | None:
         return config.refuses_parameters()
+
+    def exported(self, config: LoraConfig) -> LoraConfig:
+        """The config of the plain LoRA of twice the rank and the same scaling that an adapter with a start is."""
+        if not config.start().shifts:
+            return config
+        grown = math.sqrt(2) if config.use_rslora else 2
+        return replace(
+            config,
+            init_lora_weights=True,
+            r=2 * config.r,
+            lora_alpha=grown * config.lora_alpha,
+            rank_pattern={path: 2 * rank for path, rank in config.rank_pattern.items()},
+            alpha_pattern={path: grown * alpha for path, alpha in config.alpha_pattern.items()},
+        )
 
     def biases(self, config: LoraConfig) -> str:
         return config.bias

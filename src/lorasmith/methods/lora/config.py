@@ -1,14 +1,14 @@
 """LoRA's settings: PEFT's fields, of which those of variants that are not built are refused."""
 
 import math
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar, Literal, Self
 
 from lorasmith.errors import AttachError
 from lorasmith.methods.config import LayeredConfig
+from lorasmith.methods.inits import EvaConfig, LoftQConfig, Start, start_of
 from lorasmith.methods.matching import compiled
-
-Initialization = bool | Literal["gaussian"]
 
 # PEFT's fields for variants that this version does not have: accepted at these values, refused at any other
 _VARIANTS: dict[str, tuple[Any, ...]] = {
@@ -17,8 +17,6 @@ _VARIANTS: dict[str, tuple[Any, ...]] = {
     "use_bdlora": (None, False),
     "trainable_token_indices": (None, [], {}),
     "alora_invocation_tokens": (None, []),
-    "loftq_config": (None, {}),
-    "eva_config": (None,),
     "corda_config": (None,),
     "lora_ga_config": (None,),
     "velora_config": (None,),
@@ -33,8 +31,9 @@ _VARIANTS: dict[str, tuple[Any, ...]] = {
 class LoraConfig(LayeredConfig):
     """PEFT's fields and defaults. rank_pattern and alpha_pattern map a module name or expression to its own value.
 
-    bias trains biases of the base too: "none", "all", or "lora_only" for the adapted modules. Raises AttachError for a
-    rank below 1, a dropout outside 0 to 1, and for variants that are not built.
+    bias trains biases of the base too: "none", "all", or "lora_only" for the adapted modules. init_lora_weights names
+    a start of `methods/inits/`, loftq_config and eva_config its settings. Raises AttachError for a rank below 1, a
+    dropout outside 0 to 1, an unknown start, and for variants that are not built.
     """
 
     METHOD: ClassVar[str] = "LORA"
@@ -45,7 +44,7 @@ class LoraConfig(LayeredConfig):
     fan_in_fan_out: bool = False
     bias: Literal["none", "all", "lora_only"] = "none"
     use_rslora: bool = False
-    init_lora_weights: Initialization = True
+    init_lora_weights: bool | str = True
     rank_pattern: dict[str, int] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)
     lora_bias: bool = False
@@ -57,8 +56,8 @@ class LoraConfig(LayeredConfig):
     target_parameters: list[str] | None = None
     trainable_token_indices: Any = None
     alora_invocation_tokens: list[int] | None = None
-    loftq_config: dict[str, Any] = field(default_factory=dict)
-    eva_config: Any = None
+    loftq_config: dict[str, Any] | LoftQConfig = field(default_factory=dict)
+    eva_config: EvaConfig | None = None
     corda_config: Any = None
     lora_ga_config: Any = None
     velora_config: Any = None
@@ -77,10 +76,14 @@ class LoraConfig(LayeredConfig):
             raise AttachError(f"lora_dropout={self.lora_dropout} must lie in [0, 1)")
         if self.bias not in ("none", "all", "lora_only"):
             raise AttachError(f"bias={self.bias!r} is not one of none, all, lora_only")
-        if self.init_lora_weights not in (True, False, "gaussian"):
-            raise AttachError(f"init_lora_weights={self.init_lora_weights!r} is not one of True, False, 'gaussian'")
+        self.loftq_config = self.start().settings()
+        self.eva_config = _settled(self.eva_config, self.init_lora_weights == "eva")
+        if self.lora_bias and type(self.init_lora_weights) is not bool:
+            raise AttachError(f"lora_bias with init_lora_weights={self.init_lora_weights!r}: use True or False for one")
         if self.use_dora and self.lora_bias:
             raise AttachError("use_dora and lora_bias: DoRA's lengths say nothing of a bias; leave one of them False")
+        if self.use_dora and self.eva_config is not None:
+            raise AttachError('use_dora with init_lora_weights="eva" is not built; leave one of the two away')
         for name, accepted in _VARIANTS.items():
             if getattr(self, name) not in accepted:
                 raise AttachError(f"{name}={getattr(self, name)!r} is not supported yet; leave it at {accepted[0]!r}")
@@ -103,6 +106,13 @@ class LoraConfig(LayeredConfig):
             return f"init_lora_weights={self.init_lora_weights!r} needs a layer's weight; leave it at True"
         return None
 
+    def start(self) -> Start:
+        """How the factors begin."""
+        settings = self.loftq_config
+        return start_of(
+            self.init_lora_weights, asdict(settings) if isinstance(settings, LoftQConfig) else settings or {}
+        )
+
     def rank_of(self, path: str) -> int:
         """Rank of the module at path."""
         return _patterned(self.rank_pattern, path, self.r)
@@ -111,10 +121,36 @@ class LoraConfig(LayeredConfig):
         """Alpha of the module at path."""
         return _patterned(self.alpha_pattern, path, self.lora_alpha)
 
+    def with_ranks(self, ranks: Mapping[str, int], paths: Sequence[str]) -> Self:
+        """This config for the modules at paths, those in ranks with another rank; EVA's may be 0, for no adapter.
+
+        With eva_config's adjust_scaling_factors alpha moves with the rank, so that the scaling stays.
+        """
+        adjusts = self.eva_config is None or self.eva_config.adjust_scaling_factors
+        rank_pattern, alpha_pattern = {}, {}
+        for path in paths:
+            old, alpha = self.rank_of(path), self.alpha_of(path)
+            rank = ranks.get(path, old)
+            if adjusts and rank != old:
+                alpha *= math.sqrt(rank / old) if self.use_rslora else rank / old
+            if rank not in (0, self.r):
+                rank_pattern[path] = rank
+            if rank and alpha != self.lora_alpha:
+                alpha_pattern[path] = alpha
+        return replace(self, rank_pattern=rank_pattern, alpha_pattern=alpha_pattern)
+
     def scaling_of(self, path: str) -> float:
         """The factor s of the module at path."""
         rank = self.rank_of(path)
         return self.alpha_of(path) / (math.sqrt(rank) if self.use_rslora else rank)
+
+
+def _settled(settings: EvaConfig | dict[str, Any] | None, wanted: bool) -> EvaConfig | None:
+    if settings is not None and not wanted:
+        raise AttachError('eva_config says something only to init_lora_weights="eva"; leave one of the two away')
+    if isinstance(settings, EvaConfig):
+        return settings
+    return EvaConfig(**(settings or {})) if wanted else None
 
 
 def _patterned(patterns: dict[str, Any], path: str, default: Any) -> Any:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from lorasmith.errors import AttachError
 from lorasmith.methods.layer import LayerSpec
 from lorasmith.methods.lora.config import LoraConfig
-from lorasmith.methods.lora.site import LoraSite, initialize_factors
+from lorasmith.methods.lora.site import LoraSite, draw_
 from lorasmith.methods.site import BaseWeight
 
 
@@ -19,6 +19,11 @@ class LoraConv(LoraSite):
         super().__init__(config, layer)
         geometry = layer.conv
         assert geometry is not None
+        if not self.start.serves_convolutions:
+            raise AttachError(
+                f"{layer.path}: init_lora_weights={config.init_lora_weights!r} is for linear layers, not for "
+                "convolutions; choose another start or exclude this module"
+            )
         if self.rank % geometry.groups:
             raise AttachError(
                 f"{layer.path}: rank {self.rank} is no multiple of the convolution's {geometry.groups} groups; "
@@ -38,7 +43,7 @@ class LoraConv(LoraSite):
             **options,
         )
         self.lora_B = kind(self.rank, layer.out_features, 1, groups=geometry.groups, bias=config.lora_bias, **options)
-        initialize_factors(self.lora_A, self.lora_B, config.init_lora_weights, self.rank)
+        draw_(self.start, self.lora_A, self.lora_B, self.rank)
 
     def after(self, x: Tensor, y: Tensor, weight: BaseWeight) -> Tensor:
         h = self.lora_A(self.lora_dropout(x).to(self.lora_A.weight.dtype))

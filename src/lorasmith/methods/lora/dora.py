@@ -8,6 +8,7 @@ No dense W is needed for the length by rows (of W [out, K], B [out, rank], A [ra
 |W + s B A|^2 = |W|^2 + 2 s diag(B (A W^T)) + s^2 diag(B (A A^T) B^T), of which |W|^2 is kept and the rest is thin.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -19,6 +20,8 @@ from lorasmith.methods.lora.site import LoraSite
 from lorasmith.methods.site import BaseWeight, Site, Vector
 from lorasmith.ops import LowRank
 from lorasmith.ops.precision import without_autocast
+
+_MAGNITUDE_KEY = "lora_magnitude_vector"
 
 
 class DoraSite(Site):
@@ -49,10 +52,11 @@ class DoraSite(Site):
         return self.update.describe().replace("LoRA", "DoRA", 1)
 
     @torch.no_grad()
-    def begin(self, weight: BaseWeight) -> None:
-        self.update.begin(weight)
-        magnitude = self.lora_magnitude_vector.weight
-        magnitude.copy_(self._measured(weight).view_as(magnitude))
+    def settle(self, weight: BaseWeight, fresh: bool) -> None:
+        self.update.settle(weight, fresh)
+        if fresh:
+            magnitude = self.lora_magnitude_vector.weight
+            magnitude.copy_(self._measured(weight).view_as(magnitude))
 
     def low_rank(self, weight: BaseWeight) -> LowRank | None:
         update = self.update.low_rank(weight)
@@ -82,7 +86,14 @@ class DoraSite(Site):
         return changed * gain.view([-1 if i == axis else 1 for i in range(weight.dim())]) - weight
 
     def file_keys(self) -> dict[str, str]:
-        return self.update.file_keys() | {"lora_magnitude_vector.weight": "lora_magnitude_vector"}
+        return self.update.file_keys() | {"lora_magnitude_vector.weight": _MAGNITUDE_KEY}
+
+    def exported(self) -> dict[str, Tensor]:
+        return self.update.exported() | {_MAGNITUDE_KEY: self.lora_magnitude_vector.weight.detach()}
+
+    def take_exported_(self, tensors: Mapping[str, Tensor]) -> None:
+        self.update.take_exported_(tensors)
+        self.lora_magnitude_vector.weight.data.copy_(tensors[_MAGNITUDE_KEY])
 
     def _magnitude(self) -> Tensor:
         return self.lora_magnitude_vector.weight.flatten()

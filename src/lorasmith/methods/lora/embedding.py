@@ -1,5 +1,6 @@
 """LoRA beside an embedding: the looked-up columns of A [rank, rows], widened by B [width, rank]."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ class LoraEmbedding(LoraSite):
         self.lora_embedding_B = Vector(torch.zeros(layer.out_features, self.rank, **options))
         # the roles are swapped here, as in PEFT: A starts at zero, B at random
         nn.init.normal_(self.lora_embedding_B.weight)
-        if config.init_lora_weights is False:
+        if self.start.wanders:
             nn.init.normal_(self.lora_embedding_A.weight)
 
     def after(self, x: Tensor, y: Tensor, weight: BaseWeight) -> Tensor:
@@ -41,3 +42,18 @@ class LoraEmbedding(LoraSite):
 
     def file_keys(self) -> dict[str, str]:
         return {f"{name}.weight": name for name in ("lora_embedding_A", "lora_embedding_B")}
+
+    def exported(self) -> dict[str, Tensor]:
+        """The factors, of twice the rank where that of the linear layers doubles: zeros do nothing."""
+        tensors = super().exported()
+        if not self.start.shifts:
+            return tensors
+        a, b = tensors["lora_embedding_A"], tensors["lora_embedding_B"]
+        return {
+            "lora_embedding_A": torch.cat([a, torch.zeros_like(a)]),
+            "lora_embedding_B": torch.cat([b, torch.zeros_like(b)], 1),
+        }
+
+    def take_exported_(self, tensors: Mapping[str, Tensor]) -> None:
+        a, b = tensors["lora_embedding_A"][: self.rank], tensors["lora_embedding_B"][:, : self.rank]
+        super().take_exported_({"lora_embedding_A": a, "lora_embedding_B": b})

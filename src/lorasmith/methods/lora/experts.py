@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lorasmith.methods.layer import LayerSpec
 from lorasmith.methods.lora.config import LoraConfig
-from lorasmith.methods.lora.site import initialize_factors
+from lorasmith.methods.lora.site import draw_
 from lorasmith.methods.site import Site
 from lorasmith.ops import UpdatedWeight
 
@@ -27,7 +27,7 @@ class LoraExperts(Site):
         ranks, options = self.rank * self.experts, {"device": layer.device, "dtype": dtype}
         self.lora_A = nn.Linear(layer.in_features, ranks, bias=False, **options)
         self.lora_B = nn.Linear(ranks, layer.out_features, bias=False, **options)
-        initialize_factors(self.lora_A, self.lora_B, config.init_lora_weights, self.rank)
+        draw_(config.start(), self.lora_A, self.lora_B, self.rank)
 
     def describe(self) -> str:
         return f"LoRA on {self.experts} experts, rank {self.rank}, scaling {self.scaling:g}"

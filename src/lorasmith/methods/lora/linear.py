@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from lorasmith.methods.layer import LayerSpec
 from lorasmith.methods.lora.config import LoraConfig
-from lorasmith.methods.lora.site import LoraSite, initialize_factors
+from lorasmith.methods.lora.site import LoraSite, draw_
 from lorasmith.methods.site import BaseWeight
 from lorasmith.ops import LowRank
 
@@ -19,7 +19,14 @@ class LoraLinear(LoraSite):
         options = {"device": layer.device, "dtype": dtype}
         self.lora_A = nn.Linear(layer.in_features, self.rank, bias=False, **options)
         self.lora_B = nn.Linear(self.rank, layer.out_features, bias=config.lora_bias, **options)
-        initialize_factors(self.lora_A, self.lora_B, config.init_lora_weights, self.rank)
+        draw_(self.start, self.lora_A, self.lora_B, self.rank)
+
+    @torch.no_grad()
+    def settle(self, weight: BaseWeight, fresh: bool) -> None:
+        factors = self.start.from_base(weight, self.rank, self.scaling, fresh)
+        if factors is not None and fresh:
+            self.lora_A.weight.copy_(factors[0])
+            self.lora_B.weight.copy_(factors[1])
 
     def after(self, x: Tensor, y: Tensor, weight: BaseWeight) -> Tensor:
         # the factors may be f32 beside a 16-bit x; the scaling goes into the small product
@@ -30,8 +37,7 @@ class LoraLinear(LoraSite):
     def low_rank(self, weight: BaseWeight) -> LowRank | None:
         if self.lora_B.bias is not None:
             return None
-        dropout = self.lora_dropout.p if isinstance(self.lora_dropout, nn.Dropout) and self.lora_dropout.training else 0
-        return LowRank(self.lora_A.weight, self.lora_B.weight, self.scaling, dropout)
+        return LowRank(self.lora_A.weight, self.lora_B.weight, self.scaling, self.dropped)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         return self.lora_A.weight, self.lora_B.weight

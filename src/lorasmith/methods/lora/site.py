@@ -1,12 +1,12 @@
-"""What all shapes of LoRA share: the rank, the scaling, the dropout, and how the factors start."""
+"""What all shapes of LoRA share: the rank, the scaling, the dropout, and the start of the factors."""
 
-import math
 from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
+from lorasmith.methods.inits import Start
 from lorasmith.methods.layer import LayerSpec
-from lorasmith.methods.lora.config import Initialization, LoraConfig
+from lorasmith.methods.lora.config import LoraConfig
 from lorasmith.methods.site import BaseWeight, Site
 
 
@@ -20,6 +20,8 @@ class LoraSite(Site, ABC):
         super().__init__(layer)
         self.rank = config.rank_of(layer.path)
         self.scaling = config.scaling_of(layer.path)
+        self.start = config.start()
+        self.start.check(self.rank, min(layer.in_features, layer.out_features))
         self.lora_dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
 
     @abstractmethod
@@ -34,6 +36,12 @@ class LoraSite(Site, ABC):
         """rows W^T of rows [R, K] and the weight W as a matrix [O, K]: [R, O]."""
         return rows @ self.as_rows(weight()).to(rows.dtype).T
 
+    @property
+    def dropped(self) -> float:
+        """The share of the input that is dropped now."""
+        acts = isinstance(self.lora_dropout, nn.Dropout) and self.lora_dropout.training
+        return self.lora_dropout.p if isinstance(self.lora_dropout, nn.Dropout) and acts else 0.0
+
     def describe(self) -> str:
         return f"LoRA, rank {self.rank}, scaling {self.scaling:g}"
 
@@ -47,13 +55,9 @@ class LoraSite(Site, ABC):
         return None if extra is None else self.scaling * extra.detach()
 
 
-def initialize_factors(a: nn.Linear, b: nn.Linear, how: Initialization, rank: int) -> None:
-    """The product starts at zero (A Kaiming or Gaussian, B zero), or nowhere in particular with False."""
-    if how == "gaussian":
-        nn.init.normal_(a.weight, std=1 / rank)
-    elif how:
-        nn.init.kaiming_uniform_(a.weight, a=math.sqrt(5))
-    if how:
-        nn.init.zeros_(b.weight)
-        if b.bias is not None:
-            nn.init.zeros_(b.bias)
+def draw_(start: Start, a: nn.Module, b: nn.Module, rank: int) -> None:
+    """Let the factors of new layers begin; a bias of B begins at zero wherever the update does."""
+    start.draw_(a.get_parameter("weight").data, b.get_parameter("weight").data, rank)
+    bias = b._parameters.get("bias")
+    if bias is not None and not start.wanders:
+        nn.init.zeros_(bias)

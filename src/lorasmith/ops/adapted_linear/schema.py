@@ -2,7 +2,8 @@
 
 Of the input only x itself is kept, which layers that read the same x share, and that only where an A trains; of each
 update the small h_k = s_k drop_k(x) A_k^T; and where a gain g trains, the sum that it multiplies. The updates are
-added into y and into the gradient of x in place. Updates may have rows of their own: one batch, several adapters.
+added into y and into the gradient of x in place. Updates may have rows of their own: one batch, several adapters; and
+a frozen start, B_k A_k - B0 A0, whose factors are stacked with the others for the products and cost no gradient.
 Source: LoRA, arXiv 2106.09685, section 4.1; QLoRA, arXiv 2305.14314, equation 5; DoRA, arXiv 2402.09353, equation 5.
 Axes: N rows (any leading axes), n of them with an update, I in_features, O out_features, R rank.
 """
@@ -17,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from lorasmith.errors import FormatError
 from lorasmith.ops.adapted_linear.product import Product
-from lorasmith.ops.adapted_linear.update import Course, LowRank
+from lorasmith.ops.adapted_linear.update import Course, LowRank, with_start
 from lorasmith.ops.autocast import autocast_inputs
 from lorasmith.ops.low_rank.schema import outer, project
 from lorasmith.ops.precision import factor_dtype, product_dtype, without_autocast
@@ -38,7 +39,7 @@ def adapted_linear(x: Tensor, product: Product, bias: Tensor | None, updates: Se
     x, bias = autocast_inputs(x, bias)
     grad = torch.is_grad_enabled()
     if not grad and len(updates) == 1 and updates[0].plain:
-        y = _in_one_operation(x, product, bias, updates[0])
+        y = _in_one_operation(x, product, bias, updates[0].stacked)
         if y is not None:
             return y
     courses = tuple(Course.of(update) for update in updates)
@@ -89,11 +90,15 @@ def _computed(
         for course, a_RI, b_OR in zip(courses, tensors[::3], tensors[1::3], strict=True):
             assert a_RI is not None
             assert b_OR is not None
+            rank = a_RI.shape[0]
+            a_RI, b_OR = with_start(a_RI.to(exact), b_OR.to(exact), course.start)
             x_nI, mask = course.drop(x_NI)
-            kept.hiddens.append(course.gated_(project(x_nI, a_RI.to(exact), course.scaling)))
+            h_nR = course.gated_(project(x_nI, a_RI, course.scaling))
+            # for the gradient of B, which the start has none of
+            kept.hiddens.append(_own(h_nR, rank))
             kept.masks.append(mask)
             last = len(kept.hiddens) == len(courses) and not gained
-            y_NO = course.add(y_NO, kept.hiddens[-1], b_OR.to(exact).T, x.dtype if last else wide)
+            y_NO = course.add(y_NO, h_nR, b_OR.T, x.dtype if last else wide)
         if gained:
             kept.sum = y_NO.to(x.dtype, copy=True) if keeps_sum else None
             y_NO = _amplified_(y_NO, courses, gains)
@@ -150,16 +155,23 @@ class _AdaptedLinear(torch.autograd.Function):
             parts = zip(ctx.courses, *factors, hiddens, masks, grad_gains, strict=True)
             for course, a_RI, b_OR, needs_a, needs_b, h_nR, mask, grad_gain in parts:
                 grad_nO = course.of_rows(grad_NO)
-                u_nR = course.gated_(project(grad_nO, b_OR.to(exact).T, course.scaling))
-                grads.append(outer(u_nR, course.dropped(x_NI, mask)).to(a_RI.dtype) if needs_a else None)
+                all_a, all_b = with_start(a_RI.to(exact), b_OR.to(exact), course.start)
+                u_nR = course.gated_(project(grad_nO, all_b.T, course.scaling))
+                own_nR = _own(u_nR, a_RI.shape[0])
+                grads.append(outer(own_nR, course.dropped(x_NI, mask)).to(a_RI.dtype) if needs_a else None)
                 grads.append(outer(h_nR, grad_nO).T.to(b_OR.dtype).contiguous() if needs_b else None)
                 grads.append(grad_gain)
                 if grad_x is not None:
                     dtype = ctx.x_dtype if len(grads) == 3 * count else ctx.wide
-                    grad_x = _with_update(grad_x, course, u_nR, a_RI.to(exact), mask, dtype)
+                    grad_x = _with_update(grad_x, course, u_nR, all_a, mask, dtype)
         if grad_x is not None:
             grad_x = grad_x.to(ctx.x_dtype).view(ctx.x_shape)
         return grad_x, grad_bias, None, None, *grads
+
+
+def _own(h_nR: Tensor, rank: int) -> Tensor:
+    """The part of h that comes of A itself, without its start."""
+    return h_nR if h_nR.shape[1] == rank else h_nR[:, :rank].contiguous()
 
 
 def _grad_gains(

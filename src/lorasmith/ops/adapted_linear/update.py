@@ -3,7 +3,7 @@
 Axes: N rows of the layer's input, n of them with the update, I in_features, O out_features, R rank.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,7 +19,8 @@ Rows = slice | Tensor | None
 class LowRank:
     """One update: A [R, I], B [O, R], the factor s, and the share of x's elements that are dropped before A.
 
-    rows confines it to some rows. gate [n, R] multiplies h, which lets rows choose among stacked factors. gain [O] or
+    start is a frozen pair A0 [r, I], B0 [O, r]: what it does is taken off, so that the update is s (B A - B0 A0). rows
+    confines it to some rows. gate [n, R] multiplies h, which lets rows choose among stacked factors. gain [O] or
     [n, O] multiplies the sum of the frozen product and the update there, never the bias.
     """
 
@@ -30,6 +31,13 @@ class LowRank:
     gain: Tensor | None = None
     gate: Tensor | None = None
     rows: Rows = None
+    start: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def stacked(self) -> "LowRank":
+        """The same update of one pair of factors: [A; A0], [B, -B0]."""
+        a, b = with_start(self.a, self.b, self.start)
+        return replace(self, a=a, b=b, start=None)
 
     @property
     def plain(self) -> bool:
@@ -52,6 +60,13 @@ class LowRank:
             )
 
 
+def with_start(a: Tensor, b: Tensor, start: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    """[A; A0] and [B, -B0], or A and B alone."""
+    if start is None:
+        return a, b
+    return torch.cat([a, start[0].to(a.dtype)]), torch.cat([b, -start[1].to(b.dtype)], 1)
+
+
 @dataclass(frozen=True)
 class Course:
     """What an update has besides the tensors that may train."""
@@ -60,10 +75,11 @@ class Course:
     dropout: float
     gate: Tensor | None
     rows: Rows
+    start: tuple[Tensor, Tensor] | None
 
     @classmethod
     def of(cls, update: LowRank) -> "Course":
-        return cls(update.scaling, update.dropout, update.gate, update.rows)
+        return cls(update.scaling, update.dropout, update.gate, update.rows, update.start)
 
     def of_rows(self, values: Tensor) -> Tensor:
         """The update's rows [n, F] of values [N, F]: a view, or a copy where they are numbered."""
