@@ -58,5 +58,7 @@ class WriteError(RunError):
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """The sentence " Did you mean 'x'?" for the choice most like name, or "" where none is near."""
-    matches = get_close_matches(name, list(choices), n=1, cutoff=0.6)
-    return f" Did you mean {matches[0]!r}?" if matches else ""
+    # upper and lower case are no difference: LORA is near lora
+    folded = {choice.casefold(): choice for choice in choices}
+    matches = get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
+    return f" Did you mean {folded[matches[0]]!r}?" if matches else ""

@@ -5,8 +5,10 @@ import torch
 import yaml
 
 import lorasmith
+from compat.cases import CASES, SHAPES
 from lorasmith import BottleneckConfig, LoraConfig, PeftModel, get_peft_model
 from lorasmith.attach import CardFacts, adapters_of, content_of, split_card, write_card
+from lorasmith.methods import methods
 from tiny import bert, llama, shake
 
 
@@ -117,6 +119,14 @@ def test_front_matter_is_yaml_that_others_read(tmp_path):
     assert yaml.safe_load(text.split("---\n")[1])["library_name"] == "peft"
     huggingface_hub = pytest.importorskip("huggingface_hub")
     assert huggingface_hub.ModelCard.load(tmp_path / "README.md").data.base_model == "someone/some-llama"
+
+
+@pytest.mark.parametrize("method", methods.names())
+def test_every_method_has_its_page(method, tmp_path):
+    """Also one whose config cannot be made of defaults alone."""
+    shape, fields = CASES[method][0] if method in CASES else ("bert", {"task_type": "SEQ_CLS"})
+    body = saved(tmp_path, methods[method].config_class(**fields), SHAPES[shape].build)[1]
+    assert all(f"| `{name}` |" in body for name in fields if name != "task_type")
 
 
 def test_each_adapter_has_its_page(tmp_path):

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from lorasmith.data.record import Record
 from lorasmith.data.shapes import SHAPES, shape_of
-from lorasmith.methods import TargetedConfig, methods
+from lorasmith.methods import methods
 from lorasmith.methods.lora.config import _VARIANTS
 from lorasmith.recipes.method_section import _FILLED_IN
 from lorasmith.recipes.recipe import Recipe
@@ -72,9 +72,9 @@ def method_rows() -> list[str]:
         for field in dataclasses.fields(config):
             if field.name in _FILLED_IN or (name == "lora" and field.name in _VARIANTS):
                 continue
-            # a recipe places methods on modules on all linear layers
-            placed = issubclass(config, TargetedConfig) and field.name == "target_modules"
-            default = "all-linear" if placed else default_of(field)
+            # a recipe may place a method elsewhere than its config does
+            placed = methods[name].recipe_targets if field.name == "target_modules" else None
+            default = placed or default_of(field)
             rows.append(f"| `{name}` | `{field.name}` | {shown(default)} |")
     return rows
 

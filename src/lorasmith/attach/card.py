@@ -6,7 +6,7 @@ the adapter's to say.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -140,13 +140,18 @@ def _loading(config: AdapterConfig) -> str:
 
 def _settings(config: AdapterConfig) -> str:
     """The fields that are not at their defaults."""
-    plain, rows = type(config)(), []
+    rows = []
     for each in fields(config):
         value = getattr(config, each.name)
-        if each.name not in _TOLD and value != getattr(plain, each.name):
+        if each.name not in _TOLD and value != _default(each):
             shown = ", ".join(sorted(map(str, value))) if isinstance(value, list | set | tuple) else str(value)
             rows.append(f"| `{each.name}` | {shown.replace('|', chr(92) + '|')} |")
     return "\n".join(["## Settings\n", "| field | value |", "|---|---|", *rows, ""]) if rows else ""
+
+
+def _default(field: Field[Any]) -> Any:
+    # some configs cannot be made of defaults alone
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def _making(facts: CardFacts) -> str:

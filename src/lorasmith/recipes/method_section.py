@@ -30,7 +30,8 @@ def resolve_method(section: dict[str, Any]) -> dict[str, Any]:
     known = _fields(name)
     for field in given:
         if field not in known:
-            raise RecipeError(f"method.{field} is unknown to the method {name!r}.{nearest(field, known)}")
+            hint = nearest(field, known) or f" It has: {', '.join(known)}."
+            raise RecipeError(f"method.{field} is unknown to the method {name!r}.{hint}")
     placement = methods[name].recipe_targets
     if placement is not None and given.get("target_modules") is None:
         given["target_modules"] = placement

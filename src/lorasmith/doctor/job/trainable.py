@@ -20,7 +20,10 @@ def trainable(job: Job) -> Iterator[Finding]:
         yield error("nothing would train: every parameter is frozen; attach an adapter, or check method.target_modules")
     elif count.trainable > LARGE_SHARE * count.total:
         share = 100 * count.trainable / count.total
-        yield warning(f"{share:.0f} % of all parameters train; an adapter is usually below 5 %: lower r, or expect it")
+        yield warning(
+            f"{share:.0f} % of all parameters train, where adapters train a few: lower the size (such as r), leave "
+            "whole modules out, or mean it, as full fine-tuning does"
+        )
 
 
 @job_checks.register("trained type")
