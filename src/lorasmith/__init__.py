@@ -61,6 +61,7 @@ from lorasmith.models.quantization_config import QuantizationConfig
 from lorasmith.models.save import save_quantized
 from lorasmith.quantized import Scheme, count_parameters, quantize_module
 from lorasmith.recipes.train import train
+from lorasmith.recipes.train_together import train_together
 from lorasmith.version import VERSION
 
 __version__ = VERSION
@@ -131,6 +132,7 @@ __all__ = [
     "set_base_model_state_dict",
     "set_peft_model_state_dict",
     "train",
+    "train_together",
     "unload",
 ]
 

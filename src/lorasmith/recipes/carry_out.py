@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorasmith.atomic import write_text
 from lorasmith.attach import adapters_of, class_names, content_of, name_classes_, save_adapter, write_card
+from lorasmith.data import Loader
 from lorasmith.evaluation import Scores, compare
 from lorasmith.models.fused_block import fused_blocks
 from lorasmith.planning import MemoryPlan
@@ -27,7 +28,17 @@ from lorasmith.recipes.samples import Prompt, choose_prompts, generate_samples
 from lorasmith.recipes.scoring import Scorer, numbers
 from lorasmith.recipes.streams import Layout, layout_of, own_attention, scoring_loader, training_loader
 from lorasmith.report import render_report
-from lorasmith.training import Logger, LoggerContext, RunFolder, TrainingResult, loggers, loss_for, run
+from lorasmith.training import (
+    Logger,
+    LoggerContext,
+    RunFolder,
+    TrainingResult,
+    TrainingSettings,
+    loggers,
+    loss_for,
+    run,
+)
+from lorasmith.training.loop import Evaluate
 from lorasmith.training.memory import measure
 from lorasmith.training.precision import autocast_dtype, computing
 
@@ -85,15 +96,43 @@ def carry_out(work: Work, echo: Echo, *, resume: bool = False) -> FinishedRun:
     Raises RunError where training fails; checkpoints stay.
     """
     with own_attention(work.model), fused_blocks(work.model):
-        return _carried_out(work, echo, resume)
+        opened = open_run(work, echo, resume=resume)
+        return close_run(opened, _train(opened, resume), echo)
 
 
-def _carried_out(work: Work, echo: Echo, resume: bool) -> FinishedRun:
+@dataclass(frozen=True)
+class OpenRun:
+    """A run that is scored and about to train; before is None where it had been scored in an earlier process."""
+
+    work: Work
+    layout: Layout
+    score: Scorer | None
+    prompts: list[Prompt]
+    before: Scores | None
+    outcome: Outcome
+    began: float
+
+    @property
+    def loader(self) -> Loader:
+        """The endless stream of micro-batches to train on."""
+        return training_loader(self.work.dataset.train, self.layout, self.work.recipe, self.work.tokenizer)
+
+    @property
+    def settings(self) -> TrainingSettings:
+        """What training is told."""
+        return self.work.recipe.training.settings(self.work.recipe.seed)
+
+    @property
+    def evaluate(self) -> Evaluate | None:
+        """The scores of the model as it stands."""
+        score = self.score
+        return None if score is None else lambda: numbers(score())
+
+
+def open_run(work: Work, echo: Echo, *, resume: bool) -> OpenRun:
+    """What comes before training: scores and samples of the model as it is, written down."""
     began = time.perf_counter()
-    if work.recipe.task == "causal":
-        stop_after_answers_(work.model, work.dataset.answer_ends)
-    else:
-        _name_classes(work)
+    _fit_model_(work)
     layout = layout_of(work.model, work.recipe)
     if layout.note:
         echo(f"note: {layout.note}")
@@ -108,18 +147,32 @@ def _carried_out(work: Work, echo: Echo, resume: bool) -> FinishedRun:
         before = _scored(work, score) if score else None
         outcome = _begun(work, before, prompts)
         outcome.write(work.folder.evaluation)
-    result = _train(work, layout, score, resume)
+    return OpenRun(work, layout, score, prompts, before, outcome, began)
+
+
+def close_run(run: OpenRun, result: TrainingResult, echo: Echo) -> FinishedRun:
+    """What comes after training: the adapter, scores and samples with it, summary and report."""
+    work, outcome, score = run.work, run.outcome, run.score
+    _fit_model_(work)
     _save(work)
-    _complete(outcome, work, before, _last_scores(work, score, result) if score else None)
-    for sample, text in zip(outcome.samples, _generations(work, prompts)):
+    _complete(outcome, work, run.before, _last_scores(work, score, result) if score else None)
+    for sample, text in zip(outcome.samples, _generations(work, run.prompts)):
         sample["after"] = text
     outcome.write(work.folder.evaluation)
     _write_page(work, outcome, result)
-    _summary(work, result, time.perf_counter() - began).write(work.folder.path)
+    _summary(work, result, time.perf_counter() - run.began).write(work.folder.path)
     render_report(work.folder.path)
     for line in outcome.lines():
         echo(line)
     return FinishedRun(work.folder.path, outcome.before, outcome.after, result)
+
+
+def _fit_model_(work: Work) -> None:
+    """Let the model know where answers end, or what its classes are called."""
+    if work.recipe.task == "causal":
+        stop_after_answers_(work.model, work.dataset.answer_ends)
+    else:
+        _name_classes(work)
 
 
 def _name_classes(work: Work) -> None:
@@ -177,16 +230,15 @@ def _generations(work: Work, prompts: list[Prompt]) -> list[str]:
     return generate_samples(work.model, work.tokenizer, prompts, section, context)
 
 
-def _train(work: Work, layout: Layout, score: Scorer | None, resume: bool) -> TrainingResult:
-    recipe = work.recipe
-    settings = recipe.training.settings(recipe.seed)
+def _train(opened: OpenRun, resume: bool) -> TrainingResult:
+    work, settings = opened.work, opened.settings
     return run(
         work.model,
-        training_loader(work.dataset.train, layout, recipe, work.tokenizer),
+        opened.loader,
         settings,
         work.folder,
-        loss=loss_for(work.model, recipe.task, settings.objective),
-        evaluate=(lambda: numbers(score())) if score else None,
+        loss=loss_for(work.model, work.recipe.task, settings.objective),
+        evaluate=opened.evaluate,
         loggers=work.loggers,
         resume=resume,
     )

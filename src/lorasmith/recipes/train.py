@@ -1,6 +1,7 @@
 """`lorasmith.train`: the fine-tuning job on a model that is loaded already."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lorasmith.attach import adapters_of, attach
+from lorasmith.attach import Adapters, adapters_of, attach
 from lorasmith.doctor import Place, examine, place_checks
 from lorasmith.errors import ModelError, RecipeError, nearest
 from lorasmith.methods import AdapterConfig
@@ -59,12 +60,34 @@ def train(
 
     Raises InputError (of which RecipeError, DataError and others are kinds) before training, RunError during it.
     """
-    base = _transformers_model(model)
+    base = transformers_model(model)
+    asked = Asked(data, output, task, method, validation, fields)
+    return carry_out(prepared(base, tokenizer, asked, echo, resume=resume), echo, resume=resume)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The arguments of train for one adapter; adapter is its name, None the active one's, or "default"."""
+
+    data: Data
+    output: str | Path
+    task: str
+    method: AdapterConfig | Mapping[str, Any] | str | None
+    validation: Data | None
+    fields: Mapping[str, Any]
+    adapter: str | None = None
+
+
+def prepared(
+    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: Asked, echo: Echo, *, resume: bool
+) -> Work:
+    """What is asked, checked and written down, with its adapter on base and active."""
     held: dict[str, Records] = {}
-    sources = {"train": _source(data, "train", held)}
-    if validation is not None:
-        sources["validation"] = _source(validation, "validation", held)
-    recipe = _recipe(base, {"task": task, "output": str(output), "data": sources}, method, fields)
+    sources = {"train": _source(asked.data, "train", held)}
+    if asked.validation is not None:
+        sources["validation"] = _source(asked.validation, "validation", held)
+    start = {"task": asked.task, "output": str(asked.output), "data": sources}
+    recipe = _recipe(base, start, asked)
     folder = RunFolder(Path(recipe.output))
     if not resume:
         folder.refuse_used()
@@ -74,18 +97,18 @@ def train(
     recipe = with_labels(recipe, dataset)
     if resume:
         refuse_other_recipe(folder, recipe)
-    new = not adapters_of(base).configs
-    _ensure_adapter(base, recipe)
+    new = _is_new(adapters_of(base), asked.adapter)
+    adapter = _ensure_adapter(base, recipe, asked.adapter)
     plan, more = checked(recipe, base, tokenizer, dataset)
     for line in [*dataset.lines, *map(str, findings + more)]:
         echo(line)
     logging = make_loggers(folder, recipe)
     begin(folder, recipe, plan, resume=resume)
-    adapter = adapters_of(base).active[0]
-    return carry_out(Work(recipe, base, tokenizer, dataset, folder, logging, adapter, new), echo, resume=resume)
+    return Work(recipe, base, tokenizer, dataset, folder, logging, adapter, new)
 
 
-def _transformers_model(model: nn.Module) -> PreTrainedModel:
+def transformers_model(model: nn.Module) -> PreTrainedModel:
+    """The model inside; ModelError where it is none of transformers'."""
     inside = base_model(model)
     if not isinstance(inside, PreTrainedModel):
         raise ModelError(
@@ -104,21 +127,16 @@ def _source(data: Data, name: str, held: dict[str, Records]) -> str:
     return place
 
 
-def _recipe(
-    model: PreTrainedModel,
-    start: dict[str, Any],
-    method: AdapterConfig | Mapping[str, Any] | str | None,
-    given: Mapping[str, Any],
-) -> Recipe:
+def _recipe(model: PreTrainedModel, start: dict[str, Any], asked: Asked) -> Recipe:
     """The recipe that describes this call, so that its run folder reads like any other."""
     fields: dict[str, Any] = {
         "model": model.name_or_path or type(model).__name__,
-        "method": _method_section(model, method),
+        "method": _method_section(model, asked),
         "quantization": _storage_section(model),
         "device": model.device.type,
         **start,
     }
-    for name, value in given.items():
+    for name, value in asked.fields.items():
         section = next((title for title, kind in _SECTIONS.items() if name in kind.model_fields), None)
         if section is None and name not in _TOP:
             known = [field for kind in _SECTIONS.values() for field in kind.model_fields] + list(_TOP)
@@ -127,13 +145,14 @@ def _recipe(
     return build_recipe(fields, "lorasmith.train").resolved()
 
 
-def _method_section(model: PreTrainedModel, method: AdapterConfig | Mapping[str, Any] | str | None) -> Any:
-    book = adapters_of(model)
-    if book.configs and method is not None:
+def _method_section(model: PreTrainedModel, asked: Asked) -> Any:
+    book, method, named = adapters_of(model), asked.method, asked.adapter
+    there = bool(book.configs) if named is None else named in book.configs
+    if there and method is not None:
         raise RecipeError(f"the model has the adapters {', '.join(book.configs)} already; leave method out")
-    if book.configs and len(book.active) != 1:
+    if there and named is None and len(book.active) != 1:
         raise RecipeError(f"{len(book.active)} adapters are active; activate the one to train with set_adapter")
-    config = book.configs[book.active[0]] if book.configs else method
+    config = book.configs[named or book.active[0]] if there else method
     if config is None:
         return {"name": "lora"}
     return section_of(config) if isinstance(config, AdapterConfig) else config
@@ -147,9 +166,20 @@ def _storage_section(model: PreTrainedModel) -> dict[str, Any] | str:
     return {"format": scheme.format, "blocksize": scheme.blocksize, "double_quant": scheme.double_quant}
 
 
-def _ensure_adapter(model: PreTrainedModel, recipe: Recipe) -> None:
-    if adapters_of(model).configs:
-        return
+def _is_new(book: Adapters, named: str | None) -> bool:
+    return not book.configs if named is None else named not in book.configs
+
+
+def _ensure_adapter(model: PreTrainedModel, recipe: Recipe, named: str | None) -> str:
+    """The name of the adapter to train, which is active; a new one where there is none of the name, or none at all."""
+    book = adapters_of(model)
+    if named is None and book.configs:
+        return book.active[0]
+    name = named or "default"
+    if name in book.configs:
+        book.activate(name, trainable=True)
+        return name
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
-        attach(model, method_config(recipe.method, recipe.task, recipe.model.path))
+        attach(model, method_config(recipe.method, recipe.task, recipe.model.path), name)
+    return name
