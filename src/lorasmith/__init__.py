@@ -55,6 +55,7 @@ from lorasmith.methods.lora import LoraConfig
 from lorasmith.methods.p_tuning import PromptEncoderConfig, PromptEncoderReparameterizationType
 from lorasmith.methods.prefix_tuning import PrefixTuningConfig
 from lorasmith.methods.prompt_tuning import PromptTuningConfig, PromptTuningInit
+from lorasmith.methods.trainable_tokens import TrainableTokensConfig
 from lorasmith.models.bitsandbytes_config import BitsAndBytesConfig
 from lorasmith.models.load import load
 from lorasmith.models.quantization_config import QuantizationConfig
@@ -106,6 +107,7 @@ __all__ = [
     "QuantizationConfig",
     "Scheme",
     "TaskType",
+    "TrainableTokensConfig",
     "adapters_of",
     "cast_mixed_precision_params",
     "convert_to_lora",

@@ -56,6 +56,7 @@ SHAPES = {
     "mixtral": Shape(mixtral, "CAUSAL_LM", TEXT),
     "qwen_moe": Shape(qwen_moe, "CAUSAL_LM", TEXT, ("dense",)),
     "gpt_oss": Shape(gpt_oss, "CAUSAL_LM", TEXT, ("dense",)),
+    "tied": Shape(lambda: llama(tie_word_embeddings=True), "CAUSAL_LM", TEXT),
     "conv": Shape(Conv, None, {"input_ids": IDS}, ("dense",)),
 }
 
@@ -101,6 +102,10 @@ CASES: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("qwen_moe", {"target_parameters": ["mlp.experts.down_proj"], "r": 3}),
         ("gpt_oss", EXPERTS),
         ("llama", {"target_modules": [], "target_parameters": ["q_proj.weight"]}),
+        ("tied", {"target_modules": ["q_proj"], "trainable_token_indices": [17, 3, 5]}),
+        ("tied", {"trainable_token_indices": {"embed_tokens": [3, 5], "lm_head": [3, 5]}}),
+        ("llama", {"trainable_token_indices": {"embed_tokens": [3, 5], "lm_head": [9]}}),
+        ("tied", {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}),
     ],
     "ia3": [
         ("llama", {}),
@@ -109,6 +114,11 @@ CASES: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("t5", {}),
         ("vit", VIT | {"feedforward_modules": []}),
         ("conv", {"target_modules": ["conv2", "conv3"], "feedforward_modules": ["conv2"]}),
+    ],
+    "trainable_tokens": [
+        ("llama", {"token_indices": [17, 3, 5]}),
+        ("tied", {"token_indices": [17, 3, 5]}),
+        ("gpt2", {"token_indices": [60, 11]}),
     ],
     "prompt_tuning": [
         ("llama", {"num_virtual_tokens": 4}),

@@ -15,6 +15,7 @@ FIELDS = {
     "p_tuning": {"num_virtual_tokens": 3, "encoder_reparameterization_type": "LSTM"},
     "prefix_tuning": {"num_virtual_tokens": 3, "prefix_projection": True},
     "prompt_tuning": {"num_virtual_tokens": 3},
+    "trainable_tokens": {"token_indices": [5, 42, 1]},
 }
 BASES = {
     "llama": llama,

@@ -111,12 +111,11 @@ class Adapted(SiteHolder):
 
     @torch.no_grad()
     def unmerge_(self) -> None:
-        if self._unmerged is None:
-            return
-        weight, bias = self._unmerged
-        self.base_layer.weight.copy_(weight)
-        if bias is not None:
-            self.base_layer.bias.copy_(bias)
+        if self._unmerged is not None:
+            weight, bias = self._unmerged
+            self.base_layer.weight.copy_(weight)
+            if bias is not None:
+                self.base_layer.bias.copy_(bias)
         self._unmerged, self.merged = None, []
 
     @torch.no_grad()

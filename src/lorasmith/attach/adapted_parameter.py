@@ -70,7 +70,7 @@ class AdaptedParameter(SiteHolder):
     def unmerge_(self) -> None:
         if self._unmerged is not None:
             self.target.copy_(self._unmerged)
-            self._unmerged, self.merged = None, []
+        self._unmerged, self.merged = None, []
 
     @torch.no_grad()
     def merged_layer(self, adapters: list[str], dtype: torch.dtype | None) -> nn.Module:

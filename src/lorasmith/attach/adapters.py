@@ -216,8 +216,7 @@ class Adapters:
         """
         found: dict[str, Tensor] = {}
         for site, keys in self.file_sites(name):
-            own = site.state_dict()
-            found |= {key: own[tensor] for tensor, key in keys.items()}
+            found |= {keys[key]: tensor for key, tensor in site.file_tensors().items()}
         for path, saved in self.saved_modules():
             if name in saved.modules_to_save:
                 state = saved.modules_to_save[name].state_dict()
@@ -226,7 +225,7 @@ class Adapters:
         return found
 
     def file_sites(self, name: str) -> Iterator[tuple[Site, dict[str, str]]]:
-        """(site, the whole key in a PEFT file of each of its tensors) of one adapter.
+        """(site, its whole keys in a PEFT file by its keys behind the module's path) of one adapter.
 
         Sites on parameters are named as they nest in a model that has no other adapter.
         """
@@ -239,24 +238,30 @@ class Adapters:
                 path = outermost + ".base_layer" * depths[outermost]
                 depths[outermost] += 1
             site = holder.sites[name]
-            yield site, {tensor: _file_key(path, key) for tensor, key in site.file_keys().items()}
+            yield site, {key: _file_key(path, key) for key in site.file_tensors()}
+
+    def repeated_keys(self, name: str) -> set[str]:
+        """Keys in a PEFT file of tensors that another key holds too, which a file may lack."""
+        found = {key for site, keys in self.file_sites(name) if site.partners for key in keys.values()}
+        seen: set[int] = set()
+        for path, saved in self.saved_modules():
+            if name in saved.modules_to_save:
+                own = dict(saved.modules_to_save[name].named_parameters())
+                found |= {f"{KEY_PREFIX}{path}.{key}" for key, value in own.items() if id(value) in seen}
+                seen |= {id(value) for value in own.values()}
+        return found
 
     def exported(self, name: str) -> dict[str, Tensor]:
         """The tensors of one adapter's sites by their keys in a file that any program reads; see `Site.exported`."""
         found: dict[str, Tensor] = {}
-        for site, keys in self._whole_keys(name):
+        for site, keys in self.file_sites(name):
             found |= {keys[key]: value for key, value in site.exported().items()}
         return found
 
     def take_exported_(self, name: str, state: Mapping[str, Tensor]) -> None:
         """Take over tensors of one adapter's sites as `exported` gives them."""
-        for site, keys in self._whole_keys(name):
-            site.take_exported_({key: state[whole] for key, whole in keys.items()})
-
-    def _whole_keys(self, name: str) -> Iterator[tuple[Site, dict[str, str]]]:
-        """(site, the whole key in a PEFT file by the site's own) of one adapter."""
         for site, keys in self.file_sites(name):
-            yield site, {key: keys[tensor] for tensor, key in site.file_keys().items()}
+            site.take_exported_({key: state[whole] for key, whole in keys.items()})
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """(name, parameter) of everything that trains now."""

@@ -52,6 +52,8 @@ def _updates(model: nn.Module, name: str, rank: int | float) -> Iterator[tuple[s
             continue
         site = adapted.sites[name]
         reason = site.refuses_merge()
+        if site.layer.kind == "parameter":
+            reason = f"{site.layer.path} is a bare parameter"
         if reason is not None:
             raise AttachError(f"{path}: {reason} and has no LoRA; keep the adapter")
         change = site.delta(dense_weight(adapted.base_layer, torch.float32))

@@ -79,7 +79,8 @@ def load_adapter_state(
     prompt = book.prompted.of(name) if book.prompted is not None and name in book.prompted.encoder else None
     wanted = places | base | ({PROMPT_KEY: prompt.stored()} if prompt is not None else {})
     skipped = _take_mismatched(state, wanted) if skip_mismatched else set()
-    _check_keys(state, wanted, lenient=_untrained_biases(book, state, wanted) | skipped)
+    lenient = _untrained_biases(book, state, wanted) | book.repeated_keys(name) | skipped
+    _check_keys(state, wanted, lenient=lenient)
     _restore_embeddings(book, embeddings)
     with torch.no_grad():
         for key, value in state.items():
@@ -334,7 +335,11 @@ def _embedding_layers(book: Adapters) -> dict[str, nn.Module]:
 
 def _adapted_embeddings(book: Adapters, name: str) -> dict[str, nn.Module]:
     layers = _embedding_layers(book)
-    return {path: layer for path, layer in layers.items() if isinstance(layer, Adapted) and name in layer.sites}
+    return {
+        path: layer
+        for path, layer in layers.items()
+        if isinstance(layer, Adapted) and name in layer.sites and layer.sites[name].keeps_base
+    }
 
 
 def _embedding_tensors(layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:

@@ -2,12 +2,16 @@
 
 import logging
 from collections import Counter
+from itertools import chain
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from lorasmith.attach.adapters import Adapters, adapters_of
+from lorasmith.attach.saved_module import SavedModule
+from lorasmith.attach.site_holder import SiteHolder
+from lorasmith.attach.tying import move_together, tied_groups
 from lorasmith.errors import AttachError
 from lorasmith.quantized import QuantizedWeight, dense_module
 
@@ -23,18 +27,23 @@ def merge_in_place(model: nn.Module, names: list[str] | None = None) -> None:
     book = adapters_of(model)
     chosen = _mergeable(book, names)
     uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    together = _moving_together(model, chosen)
     touched = [(path, adapted) for path, adapted in book.adapted() if any(name in adapted.sites for name in chosen)]
     for path, adapted in touched:
         if isinstance(adapted.base_layer, QuantizedWeight):
             raise AttachError(f"{path} is quantized: merging in place would erase small adapters; merge and unload")
-        if uses[id(adapted.target)] > 1:
+        if uses[id(adapted.target)] > 1 and path not in chain(*together):
             raise AttachError(f"{path} shares its weight with another module; merge and unload, which unties them")
         if adapted.adds_bias(chosen):
             raise AttachError(f"{path}: the adapter has a bias and the base has none; merge and unload instead")
     book.enable(True)
     book.activate(chosen)
-    for _, adapted in touched:
-        adapted.merge_(chosen)
+    followers = {path for group in together for path in group[1:]}
+    for path, adapted in touched:
+        if path in followers:
+            adapted.follow_(chosen)
+        else:
+            adapted.merge_(chosen)
 
 
 def unmerge(model: nn.Module) -> None:
@@ -54,12 +63,16 @@ def merge_and_unload(model: nn.Module, names: list[str] | None = None, dtype: to
     book.unmerge()
     book.enable(True)
     book.activate(chosen)
-    _untie(model, book)
+    together = _moving_together(model, chosen)
+    _untie(model, book, together)
     # from the innermost wrapper out, so that the paths of what follows stay true
     for path, adapted in reversed(list(book.adapted())):
         model.set_submodule(path, adapted.merged_layer(chosen, dtype))
     for path, saved in list(book.saved_modules()):
         model.set_submodule(path, saved.acting)
+    for first, *others in together:
+        for other in others:
+            model.get_submodule(other).weight = model.get_submodule(first).weight
     make_dense(model, dtype)
     del model.__dict__["adapters_book"]
     return model.requires_grad_(False)
@@ -107,12 +120,22 @@ def _mergeable(book: Adapters, names: list[str] | None) -> list[str]:
     return chosen
 
 
-def _untie(model: nn.Module, book: Adapters) -> None:
+def _moving_together(model: nn.Module, chosen: list[str]) -> list[list[str]]:
+    """Groups of layers with one weight that the adapters change in the same way, so that it stays one."""
+    groups = []
+    for group in tied_groups(model):
+        first, *others = (model.get_submodule(path) for path in group)
+        if isinstance(first, SiteHolder | SavedModule) and all(move_together(first, other, chosen) for other in others):
+            groups.append(group)
+    return groups
+
+
+def _untie(model: nn.Module, book: Adapters, together: list[list[str]]) -> None:
     """Say in the config that embedding and head differ, where one of two tied weights is about to change."""
     if not isinstance(model, PreTrainedModel) or not getattr(model.config, "tie_word_embeddings", False):
         return
     layers = [model.get_input_embeddings(), model.get_output_embeddings()]
-    wrapped = [module for _, module in [*book.adapted(), *book.saved_modules()]]
-    if any(module is layer for layer in layers for module in wrapped):
+    apart = [module for path, module in [*book.adapted(), *book.saved_modules()] if path not in chain(*together)]
+    if any(module is layer for layer in layers for module in apart):
         log.warning("the embedding and the head are no longer tied: the adapter changes one of them")
         model.config.tie_word_embeddings = False

@@ -18,12 +18,12 @@ def from_older_layouts(book: Adapters, name: str, state: Mapping[str, Tensor]) -
     """
     found = dict(state)
     sites = [(site, keys) for site, keys in book.file_sites(name) if all(key in found for key in keys.values())]
-    tensors = [{tensor: found[key] for tensor, key in keys.items()} for _, keys in sites]
+    tensors = [{own: found[key] for own, key in keys.items()} for _, keys in sites]
     verdicts = [site.is_older(own) for (site, _), own in zip(sites, tensors, strict=True)]
     if not any(verdicts):
         return found
     log.warning("adapter %s was saved before peft 0.19, with the axes of experts exchanged; they are put right", name)
     for (site, keys), own, verdict in zip(sites, tensors, verdicts, strict=True):
         if verdict is not False:
-            found |= {keys[tensor]: value for tensor, value in site.from_older(own).items()}
+            found |= {keys[key]: value for key, value in site.from_older(own).items()}
     return found

@@ -13,6 +13,7 @@ from lorasmith.attach.prompted import Prompted, input_embedding
 from lorasmith.attach.saved_module import SavedModule
 from lorasmith.attach.selection import ALL_LINEAR, bare, base_modules, model_type, select
 from lorasmith.attach.site_holder import SiteHolder
+from lorasmith.attach.tying import tied_groups
 from lorasmith.errors import AttachError, nearest
 from lorasmith.methods import (
     CLASSIFICATION,
@@ -64,6 +65,8 @@ def attach(
     try:
         # first, so that nothing below takes a tensor of the originals
         _place_saved_modules(book, config, adapter_name)
+        if isinstance(method, SiteMethod) and method.ties(config):
+            _tie_saved_modules(book, adapter_name)
         if isinstance(method, SiteMethod):
             assert isinstance(config, TargetedConfig)
             _place_sites(book, config, method, adapter_name, float32, fresh)
@@ -120,14 +123,20 @@ def _place_sites(
     for path, parameter in places:
         if path in paths or isinstance(modules[path], Adapted):
             raise AttachError(f"{path} and its parameter {parameter} are both targets; leave out one of the two")
+    tied = _tied(book.model, paths) if method.ties(config) else {}
+    if config.ensures_tying and not tied and not config.modules_to_save:
+        log.warning("ensure_weight_tying: no target shares its weight with another layer, so nothing is tied")
     layers = {path: _layer(modules[path], path) for path in paths}
     parameters = {place: parameter_spec(module_inside(modules[place[0]]), place[1], place[0]) for place in places}
     shared = method.shared(config, [*layers.values(), *parameters.values()], float32)
     sites = {path: method.site(config, layer, float32, shared) for path, layer in layers.items()}
+    sites |= {path: method.tied_site(config, sites[first], _layer(modules[path], path)) for path, first in tied.items()}
     inner = {place: method.site(config, layer, float32, shared) for place, layer in parameters.items()}
     for path, site in sites.items():
         found = modules[path]
         adapted = found if isinstance(found, Adapted) else _wrap(book.model, path, found)
+        if name in adapted.sites:
+            raise AttachError(f"{path} would be adapted twice by {name!r}; name it for one of the methods only")
         adapted.add(name, site)
         site.settle(adapted.base_weight, fresh)
         site.train(found.training)
@@ -136,6 +145,20 @@ def _place_sites(
         wrap_parameter_(book.model, path, parameter).add(name, site)
         site.train(modules[path].training)
     _place_biases(book, method.biases(config), list(layers), name)
+    for companion, own_config in method.companions(config):
+        _place_sites(book, own_config, companion, name, float32, fresh)
+
+
+def _tied(model: nn.Module, paths: list[str]) -> dict[str, str]:
+    """Layers that share their weight with a target, each with the one whose site it shares, which paths then hold."""
+    tied = {}
+    for group in tied_groups(model):
+        if not any(path in paths for path in group):
+            continue
+        first, *others = group
+        paths[:] = [path for path in paths if path not in group] + [first]
+        tied |= dict.fromkeys(others, first)
+    return tied
 
 
 def _layer(module: nn.Module, path: str) -> LayerSpec:
@@ -200,7 +223,7 @@ def _place_selection(book: Adapters, config: AdapterConfig, method: SelectiveMet
 
 def _complete_modules_to_save(model: nn.Module, config: AdapterConfig) -> None:
     """A classifier's head is new, so it is always trained and saved, as in PEFT."""
-    if config.task_type not in CLASSIFICATION:
+    if config.task_type not in CLASSIFICATION or not config.trains_heads:
         return
     heads = [name for name, _ in model.named_children() if name in HEADS]
     wanted = list(config.modules_to_save or [])
@@ -222,3 +245,26 @@ def _place_saved_modules(book: Adapters, config: AdapterConfig, name: str) -> No
             saved.add(name)
             if saved is not module:
                 book.model.set_submodule(path, saved)
+
+
+def _tie_saved_modules(book: Adapters, name: str) -> None:
+    """Let the copies of layers that share a weight share theirs, a copy of each being made where one is asked for."""
+    for paths in tied_groups(book.model):
+        found = [book.model.get_submodule(path) for path in paths]
+        if not any(isinstance(module, SavedModule) and name in module.modules_to_save for module in found):
+            continue
+        first, *others = (_saved(book, path, name) for path in paths)
+        for other in others:
+            other.weight = first.weight
+
+
+def _saved(book: Adapters, path: str, name: str) -> nn.Module:
+    module = book.model.get_submodule(path)
+    if isinstance(module, SiteHolder):
+        raise AttachError(f"{path} is adapted and shares its weight with a module of modules_to_save; leave it out")
+    saved = module if isinstance(module, SavedModule) else SavedModule(module)
+    if name not in saved.modules_to_save:
+        saved.add(name)
+    if saved is not module:
+        book.model.set_submodule(path, saved)
+    return saved.modules_to_save[name]

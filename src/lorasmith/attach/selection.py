@@ -12,7 +12,7 @@ from lorasmith.attach.adapted_parameter import AdaptedParameter
 from lorasmith.attach.prompted import PromptEncoder
 from lorasmith.attach.saved_module import SavedModule
 from lorasmith.errors import AttachError, nearest
-from lorasmith.methods import CLASSIFICATION, SiteMethod, TargetedConfig, layer_number, matches, named
+from lorasmith.methods import CLASSIFICATION, INPUT_EMBEDDING, SiteMethod, TargetedConfig, layer_number, matches, named
 from lorasmith.models.families import HEADS
 from lorasmith.quantized import QuantizedLinear
 
@@ -74,6 +74,8 @@ def select(model: nn.Module, config: TargetedConfig, method: SiteMethod) -> list
                 f"target_modules: no default is known for model type {model_type(model)!r}; "
                 f'use "all-linear" or name some of: {", ".join(_linear_names(model))}'
             )
+    if config.target_modules == INPUT_EMBEDDING:
+        config.target_modules = _input_embedding(model)
     everything = config.target_modules == ALL_LINEAR
     paths = _all_linear(model, config) if everything else _named(model, config)
     paths = [path for path in paths if allowed(path, config)]
@@ -83,6 +85,14 @@ def select(model: nn.Module, config: TargetedConfig, method: SiteMethod) -> list
         # as PEFT does, the saved config names what was found
         config.target_modules = shortest_names(paths, model)
     return paths
+
+
+def _input_embedding(model: nn.Module) -> str:
+    """The whole path of the input embedding, as an expression, as PEFT writes it into its files."""
+    if not isinstance(model, PreTrainedModel):
+        raise AttachError(f"{type(model).__name__} has no known input embedding; name it in target_modules")
+    embedding = model.get_input_embeddings()
+    return next(path for path, module in base_modules(model) if module is embedding)
 
 
 def _named(model: nn.Module, config: TargetedConfig) -> list[str]:

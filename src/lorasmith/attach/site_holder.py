@@ -78,6 +78,10 @@ class SiteHolder(nn.Module, ABC):
     def merge_(self, adapters: list[str]) -> None:
         """Add these adapters to the dense base, one rounding in all; `unmerge_` restores the bits."""
 
+    def follow_(self, adapters: list[str]) -> None:
+        """Count these adapters as merged, since the layer that this one shares its weight with has taken them in."""
+        self.merged = list(adapters)
+
     @abstractmethod
     def unmerge_(self) -> None:
         """Put back what was there before the merge, bit for bit."""

@@ -10,7 +10,15 @@ from lorasmith.methods.config import (
 )
 from lorasmith.methods.layer import LayerSpec, dense_weight, frozen_product, layer_spec, parameter_spec
 from lorasmith.methods.matching import layer_number, matches, named
-from lorasmith.methods.method import InputMethod, Method, Prefix, Prompt, SelectiveMethod, SiteMethod
+from lorasmith.methods.method import (
+    INPUT_EMBEDDING,
+    InputMethod,
+    Method,
+    Prefix,
+    Prompt,
+    SelectiveMethod,
+    SiteMethod,
+)
 from lorasmith.methods.names import CLASSIFICATION, PeftType, TaskType
 from lorasmith.methods.registry import config_from_fields, method_of, methods
 from lorasmith.methods.site import BaseWeight, Constant, Site, Vector
@@ -18,6 +26,7 @@ from lorasmith.methods.site import BaseWeight, Constant, Site, Vector
 __all__ = [
     "CLASSIFICATION",
     "CONFIG_FILE",
+    "INPUT_EMBEDDING",
     "AdapterConfig",
     "BaseWeight",
     "Constant",

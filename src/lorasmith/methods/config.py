@@ -23,6 +23,8 @@ class AdapterConfig:
     """Fields that every method has. Unknown task types raise AdapterError."""
 
     METHOD: ClassVar[str]
+    # whether a classifier's new head trains beside the adapter without being asked to, as in PEFT
+    trains_heads: ClassVar[bool] = True
 
     task_type: TaskType | str | None = None
     peft_type: PeftType | str | None = None
@@ -105,6 +107,11 @@ class TargetedConfig(AdapterConfig):
     def parameter_names(self) -> list[str] | None:
         """Bare parameters that are adapted too; None leaves it to "all-linear", which means stacks of experts too."""
         return None
+
+    @property
+    def ensures_tying(self) -> bool:
+        """Whether the user asked that layers which share a weight go on sharing it."""
+        return False
 
     def note_parameters(self, names: list[str]) -> None:
         """Write down which bare parameters "all-linear" was found to mean."""

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from lorasmith.methods.layer import LayerSpec
 from lorasmith.methods.names import TaskType
 from lorasmith.methods.site import Site
 from lorasmith.models.shape import ModelShape
+
+# stands for the model's input embedding where a method is placed on that
+INPUT_EMBEDDING = "input-embedding"
 
 C = TypeVar("C", bound=AdapterConfig)
 T = TypeVar("T", bound=TargetedConfig)
@@ -60,6 +63,18 @@ class SiteMethod(Method[T], Generic[T]):
     def exported(self, config: T) -> T:
         """The config that a file holds beside what its sites export."""
         return config
+
+    def ties(self, config: T) -> bool:
+        """Whether layers that share their weight with a target change with it: a head with the embedding."""
+        return False
+
+    def tied_site(self, config: T, site: Site, layer: LayerSpec) -> Site:
+        """The site at layer, which shares its weight with the one that site is at; its partner is site."""
+        raise NotImplementedError(f"{self.peft_type} does not change layers that share a weight together")
+
+    def companions(self, config: T) -> "Sequence[tuple[SiteMethod[Any], TargetedConfig]]":
+        """Other methods that config asks for beside this one, with configs of their own, under the same adapter."""
+        return []
 
     def biases(self, config: T) -> str:
         """Which biases of the base train too: "none", "all", or "lora_only" for those of the adapted modules."""

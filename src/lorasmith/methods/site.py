@@ -6,7 +6,7 @@ handed a function that makes the dense matrix, and asks only where the mathemati
 """
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -49,9 +49,14 @@ class BaseWeight(Protocol):
 class Site(nn.Module):
     """A method at one module. Subclasses override what their mathematics changes; the rest is the identity."""
 
+    # whether files of an adapted embedding hold the base's whole embedding too, as PEFT's do
+    keeps_base: ClassVar[bool] = True
+
     def __init__(self, layer: LayerSpec) -> None:
         super().__init__()
         self.layer = layer
+        # the site whose tensors this one shares, at a layer with the same weight; a tuple, since it is no child
+        self.partners: tuple[Site, ...] = ()
 
     def describe(self) -> str:
         """The method and its sizes here, in a few words for print(model)."""
@@ -110,24 +115,27 @@ class Site(nn.Module):
         """
         return {name: name for name, _ in self.named_parameters()}
 
+    def file_tensors(self) -> dict[str, Tensor]:
+        """The tensors that files hold, by their keys there (`file_keys`); views, to load into as well."""
+        own = self.state_dict()
+        return {key: own[name] for name, key in self.file_keys().items()}
+
     def is_older(self, tensors: Mapping[str, Tensor]) -> bool | None:
-        """Whether tensors, by their names here, are in a layout that files had before; None where both fit."""
+        """Whether tensors, by their keys in files, are in a layout that files had before; None where both fit."""
         return False
 
     def from_older(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """tensors, by their names here, out of the layout before; called only where a file has it."""
+        """tensors, by their keys in files, out of the layout before; called only where a file has it."""
         return dict(tensors)
 
     def exported(self) -> dict[str, Tensor]:
         """The tensors that a file holds for any program, by its keys: those of file_keys, unless it says otherwise."""
-        own = self.state_dict()
-        return {key: own[name] for name, key in self.file_keys().items()}
+        return self.file_tensors()
 
     def take_exported_(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over tensors as `exported` gives them."""
-        own = self.state_dict()
-        for name, key in self.file_keys().items():
-            own[name].copy_(tensors[key])
+        for key, place in self.file_tensors().items():
+            place.copy_(tensors[key])
 
 
 class Vector(nn.Module):

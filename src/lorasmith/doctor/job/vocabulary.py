@@ -33,7 +33,7 @@ def new_rows(job: Job) -> Iterator[Finding]:
     if job.new_rows and not any(parameter.requires_grad for parameter in embedding.parameters()):
         yield warning(
             f"{job.new_rows} tokens are new and their embeddings stay as they were drawn; to train them, list the "
-            "embedding and the head in method.modules_to_save"
+            "embedding and the head in method.modules_to_save, or their ids in method.trainable_token_indices"
         )
 
 

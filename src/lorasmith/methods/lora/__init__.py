@@ -5,10 +5,14 @@ rank-stabilised scaling, arXiv 2312.03732.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
+from lorasmith.errors import AttachError
+from lorasmith.methods.config import TargetedConfig
 from lorasmith.methods.layer import LayerSpec
 from lorasmith.methods.lora.config import LoraConfig
 from lorasmith.methods.lora.conv import LoraConv
@@ -18,12 +22,18 @@ from lorasmith.methods.lora.experts import LoraExperts
 from lorasmith.methods.lora.linear import LoraLinear
 from lorasmith.methods.lora.shifted import LoraShifted
 from lorasmith.methods.lora.site import LoraSite
+from lorasmith.methods.lora.tied import LoraTiedHead
 from lorasmith.methods.method import SiteMethod
 from lorasmith.methods.registry import methods
 from lorasmith.methods.site import Site, adapter_dtype
+from lorasmith.methods.trainable_tokens import TrainableTokens, TrainableTokensConfig
 from lorasmith.models.families import LORA_TARGETS
 
 __all__ = ["LoraConfig", "LoraSite"]
+
+
+# rows of the embedding that train beside LoRA, one step deeper in PEFT's files than alone
+_TOKENS = TrainableTokens(inside="token_adapter.")
 
 
 class Lora(SiteMethod[LoraConfig]):
@@ -60,6 +70,21 @@ class Lora(SiteMethod[LoraConfig]):
             rank_pattern={path: 2 * rank for path, rank in config.rank_pattern.items()},
             alpha_pattern={path: grown * alpha for path, alpha in config.alpha_pattern.items()},
         )
+
+    def ties(self, config: LoraConfig) -> bool:
+        return config.ensures_tying
+
+    def tied_site(self, config: LoraConfig, site: Site, layer: LayerSpec) -> Site:
+        if not isinstance(site, LoraEmbedding) or layer.kind != "linear":
+            raise AttachError(f"{layer.path} is tied to {site.layer.path}, and LoRA ties a head to an embedding only")
+        return LoraTiedHead(config, layer, site)
+
+    def companions(self, config: LoraConfig) -> Sequence[tuple[SiteMethod[Any], TargetedConfig]]:
+        chosen = config.trainable_token_indices
+        if not chosen:
+            return []
+        targets = list(chosen) if isinstance(chosen, dict) else None
+        return [(_TOKENS, TrainableTokensConfig(token_indices=chosen, target_modules=targets))]
 
     def biases(self, config: LoraConfig) -> str:
         return config.bias

@@ -15,7 +15,6 @@ _VARIANTS: dict[str, tuple[Any, ...]] = {
     "layer_replication": (None,),
     "use_qalora": (False,),
     "use_bdlora": (None, False),
-    "trainable_token_indices": (None, [], {}),
     "alora_invocation_tokens": (None, []),
     "corda_config": (None,),
     "lora_ga_config": (None,),
@@ -54,7 +53,7 @@ class LoraConfig(LayeredConfig):
     qalora_group_size: int = 16
     use_bdlora: Any = None
     target_parameters: list[str] | None = None
-    trainable_token_indices: Any = None
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = None
     alora_invocation_tokens: list[int] | None = None
     loftq_config: dict[str, Any] | LoftQConfig = field(default_factory=dict)
     eva_config: EvaConfig | None = None
@@ -91,6 +90,10 @@ class LoraConfig(LayeredConfig):
     @property
     def parameter_names(self) -> list[str] | None:
         return self.target_parameters
+
+    @property
+    def ensures_tying(self) -> bool:
+        return self.ensure_weight_tying
 
     def note_parameters(self, names: list[str]) -> None:
         self.target_parameters = names
