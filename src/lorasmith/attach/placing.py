@@ -151,7 +151,7 @@ def _place_sites(
 
 def _tied(model: nn.Module, paths: list[str]) -> dict[str, str]:
     """Layers that share their weight with a target, each with the one whose site it shares, which paths then hold."""
-    tied = {}
+    tied: dict[str, str] = {}
     for group in tied_groups(model):
         if not any(path in paths for path in group):
             continue
