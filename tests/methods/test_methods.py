@@ -4,9 +4,21 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lorasmith.attach import adapters_of, attach, load_adapter, merge_and_unload, save_adapter, unload
+from lorasmith.attach import (
+    adapters_of,
+    as_lora,
+    attach,
+    attach_content,
+    content_of,
+    load_adapter,
+    merge_and_unload,
+    save_adapter,
+    split_card,
+    unload,
+    write_card,
+)
 from lorasmith.errors import AttachError
-from lorasmith.methods import SelectiveMethod, SiteMethod, methods
+from lorasmith.methods import PeftType, SelectiveMethod, SiteMethod, methods
 from lorasmith.quantized import Scheme
 from tiny import bert, llama, logits, quantized, shake
 
@@ -132,6 +144,32 @@ def test_a_16_bit_base_keeps_float32_adapters_and_gives_16_bit_logits(method):
     if not isinstance(methods[method], SelectiveMethod):
         assert {p.dtype for p in book.parameters("default")} == {torch.float32}
     assert logits(shake(model)).dtype == torch.bfloat16
+
+
+def test_as_a_lora_of_full_rank_it_does_the_same_or_has_none(method):
+    model = llama()
+    attach(model, config_of(method, "llama"))
+    adapted = logits(shake(model))
+    try:
+        content = as_lora(model, "default", 48)
+    except AttachError as error:
+        assert "LoRA" in str(error)
+        return
+    other = llama()
+    attach_content(other, content)
+    # a decomposition in f32 and back
+    assert_close(logits(other), adapted, atol=1e-4, rtol=0)
+
+
+def test_its_page_says_what_it_is_and_how_it_is_loaded(method, tmp_path):
+    model = llama()
+    book = attach(model, config_of(method, "llama"))
+    write_card(tmp_path, content_of(book, "default"))
+    front, body = split_card((tmp_path / "README.md").read_text())
+    name = methods[method].peft_type
+    assert front["library_name"] == ("peft" if name in list(PeftType) else "lorasmith")
+    assert f"made with {name} in" in body
+    assert "PeftModel" in body
 
 
 def test_configs_survive_their_json(method):

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from lorasmith.attach import adapter_state, load_adapter_state, read_adapter_tensors
 from lorasmith.compat.adapter_folder import adapter_folder
-from lorasmith.compat.peft_model import PeftModel
+from lorasmith.compat.load_result import LoadResult
+from lorasmith.compat.peft_model import bare_model
 from lorasmith.compat.renaming import renamed
 from lorasmith.methods import AdapterConfig, config_from_fields, read_config_fields
 
@@ -46,13 +47,20 @@ def get_peft_model_state_dict(
     **unused: Any,
 ) -> dict[str, Tensor]:
     """The adapter's tensors in PEFT's file keys. state_dict is not needed: tensors are found by identity."""
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    return adapter_state(inner, adapter_name, save_embedding_layers)  # type: ignore[arg-type]
+    return adapter_state(bare_model(model), adapter_name, save_embedding_layers)  # type: ignore[arg-type]
 
 
 def set_peft_model_state_dict(
-    model: nn.Module, peft_model_state_dict: Mapping[str, Tensor], adapter_name: str = "default", **unused: Any
-) -> None:
-    """Load tensors with PEFT's file keys; AdapterError lists what is missing or unexpected."""
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    load_adapter_state(inner, peft_model_state_dict, adapter_name)
+    model: nn.Module,
+    peft_model_state_dict: Mapping[str, Tensor],
+    adapter_name: str = "default",
+    ignore_mismatched_sizes: bool = False,
+    low_cpu_mem_usage: bool = False,
+) -> LoadResult:
+    """Load tensors with PEFT's file keys; AdapterError lists what is missing or unexpected.
+
+    ignore_mismatched_sizes leaves tensors of another shape as they are, with a warning that names them. Returns what
+    PEFT's users ask for: no key is missing or unexpected.
+    """
+    load_adapter_state(bare_model(model), peft_model_state_dict, adapter_name, skip_mismatched=ignore_mismatched_sizes)
+    return LoadResult([], [])

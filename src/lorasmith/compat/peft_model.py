@@ -66,7 +66,7 @@ class PeftModel(AdapterLife):
         peft_config: AdapterConfig,
         adapter_name: str = "default",
         autocast_adapter_dtype: bool = True,
-        **unused: Any,
+        low_cpu_mem_usage: bool = False,
     ) -> None:
         super().__init__()
         model = bare_model(model)
@@ -133,7 +133,7 @@ class PeftModel(AdapterLife):
         is_trainable: bool = False,
         autocast_adapter_dtype: bool = True,
         **loading: Any,
-    ) -> None:
+    ) -> LoadResult:
         """Load one more adapter; the active ones stay active. Loading over an existing one replaces its tensors.
 
         key_mapping renames keys by expression; ignore_mismatched_sizes leaves tensors of another shape at their start,
@@ -144,6 +144,8 @@ class PeftModel(AdapterLife):
         before = self.active_adapters
         _load(self.get_base_model(), model_id, adapter_name, is_trainable, autocast_adapter_dtype, **loading)
         self.adapters.activate(before or adapter_name)
+        # what is missing or unexpected is an error
+        return LoadResult([], [])
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The whole state with real peft at hand, which selects from it; else the active adapter in PEFT's keys."""

@@ -108,6 +108,40 @@ def test_cat_and_svd_are_the_exact_sum_over_ranks_and_scalings(how):
     assert wrapped.peft_config["sum"].rank_of(Q) == 11
 
 
+def beside_peft(folder, *configs):
+    """Our model and PEFT's with the same adapters a and b."""
+    peft = pytest.importorskip("peft")
+    ours = model_with(*configs)
+    for name in "ab":
+        save_adapter(ours, folder, name)
+    theirs = peft.PeftModel.from_pretrained(llama(), folder / "a", adapter_name="a").eval()
+    theirs.load_adapter(folder / "b", "b")
+    return lorasmith.PeftModel.around(ours), theirs
+
+
+def test_rank_stabilised_adapters_keep_their_strength_which_they_gain_in_peft(tmp_path):
+    ours, theirs = beside_peft(tmp_path, config(use_rslora=True), config(use_rslora=True))
+    for model in (ours, theirs):
+        model.add_weighted_adapter(["a", "b"], [0.5, 0.5], "both", "cat")
+    exact = 0.5 * (change(ours.get_base_model(), "a", Q) + change(ours.get_base_model(), "b", Q))
+    assert_close(change(ours.get_base_model(), "both", Q), exact, atol=1e-5, rtol=0)
+    # the rank is 8 there, its alpha too, and the root of it divides
+    other = theirs.get_base_model().get_submodule(Q).get_delta_weight("both")
+    assert_close(other, exact * 8**0.5, atol=1e-4, rtol=0)
+
+
+def test_ranks_by_module_are_written_which_peft_leaves_out(tmp_path):
+    fields = {"rank_pattern": {"v_proj": 2}}
+    ours, theirs = beside_peft(tmp_path, config(**fields), config(**fields))
+    for name, model in (("ours", ours), ("theirs", theirs)):
+        model.add_weighted_adapter(["a", "b"], [0.5, 0.5], "both", "linear")
+        model.save_pretrained(tmp_path / name, selected_adapters=["both"])
+    again = lorasmith.PeftModel.from_pretrained(llama(), tmp_path / "ours" / "both")
+    assert again.peft_config["default"].rank_of("model.layers.0.self_attn.v_proj") == 2
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        type(theirs).from_pretrained(llama(), tmp_path / "theirs" / "both")
+
+
 def test_an_adapter_and_its_negation_cancel():
     model = model_with(config(), config())
     adapters_of(model).activate([])
