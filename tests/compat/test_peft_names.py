@@ -15,7 +15,7 @@ from lorasmith import IA3Config, LoraConfig, PeftModel, get_peft_model
 from lorasmith.attach import adapters_of
 from lorasmith.compat.absent import why_absent
 from lorasmith.errors import AdapterError, AttachError
-from tiny import bert, llama, logits, quantized, shake
+from tiny import bert, llama, logits, mixtral, quantized, shake
 
 NAMES = Path(__file__).resolve().parents[2] / "docs" / "peft-names.md"
 
@@ -77,13 +77,18 @@ def without(fields: dict, names: set[str]) -> dict:
     return {name: value for name, value in fields.items() if name not in names}
 
 
-@pytest.mark.parametrize("case", ["lora", "ia3", "two", "whole", "disabled"])
+EXPERTS = {"target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
+
+
+@pytest.mark.parametrize("case", ["lora", "ia3", "two", "whole", "disabled", "experts"])
 def test_status_reports_equal_pefts(case):
     peft = pytest.importorskip("peft")
 
     def build(library):
         if case == "ia3":
             return library.get_peft_model(llama(), library.IA3Config(task_type="CAUSAL_LM"))
+        if case == "experts":
+            return library.get_peft_model(mixtral(), library.LoraConfig(task_type="CAUSAL_LM", **EXPERTS))
         extra = {"modules_to_save": ["lm_head"]} if case == "whole" else {}
         targets = {"target_modules": ["q_proj", "embed_tokens"]}
         model = library.get_peft_model(llama(), library.LoraConfig(task_type="CAUSAL_LM", **targets, **extra))
@@ -214,6 +219,14 @@ def test_frozen_parameters_are_cast_and_trained_ones_kept():
             assert parameter.dtype == expected
 
 
+def test_experts_are_told_from_what_adapts_them():
+    model = adapted(mixtral, **EXPERTS)
+    plain = mixtral().state_dict()
+    state = lorasmith.get_base_model_state_dict(model)
+    assert state.keys() == plain.keys()
+    assert all(torch.equal(value, plain[key]) for key, value in state.items())
+
+
 @pytest.mark.parametrize("changes", [{}, {"modules_to_save": ["lm_head"]}, {"bias": "all"}])
 def test_the_bases_own_state_has_its_own_keys_and_values(changes):
     plain = llama().state_dict()
@@ -261,5 +274,7 @@ def test_what_is_no_change_of_weights_has_no_lora():
     model = get_peft_model(llama(), lorasmith.BottleneckConfig(task_type="CAUSAL_LM"))
     with pytest.raises(AttachError, match="has no LoRA"):
         lorasmith.convert_to_lora(model, 4)
+    with pytest.raises(AttachError, match="a bare parameter and has no LoRA"):
+        lorasmith.convert_to_lora(adapted(mixtral, **EXPERTS), 4)
     with pytest.raises(AttachError, match="rank=0"):
         lorasmith.convert_to_lora(adapted(), 0)

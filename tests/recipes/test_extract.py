@@ -17,7 +17,7 @@ from lorasmith.methods.lora import LoraConfig
 from lorasmith.recipes.extract import Extraction, extract_adapter
 from lorasmith.recipes.extraction_table import ErrorByRank
 from lorasmith.recipes.sections import ModelSection
-from tiny import bert, llama, logits
+from tiny import bert, llama, logits, mixtral
 
 NAME = "model.layers.0.mlp.up_proj"
 
@@ -167,6 +167,16 @@ def test_only_the_targets_that_changed_are_adapted(tmp_path):
     extract(tmp_path / "base", tmp_path / "tuned", tmp_path / "out", rank=2)
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["target_modules"] == ["model.layers.1.self_attn.v_proj"]
+
+
+def test_experts_that_are_stored_under_other_names_are_named(tmp_path):
+    changes = tuned_by_lora(mixtral, LoraConfig(r=2, target_modules=["q_proj"]), tmp_path)
+    lines = extract(tmp_path / "base", tmp_path / "tuned", tmp_path / "out", rank=2)
+    assert "model.layers.0.mlp.experts.down_proj" in next(line for line in lines if line.startswith("not compared"))
+    state = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    for path, expected in changes.items():
+        a, b = (state[f"base_model.model.{path}.lora_{side}.weight"] for side in "AB")
+        assert_close(b @ a, expected, atol=1e-5, rtol=0)
 
 
 def test_the_same_model_twice_and_models_that_do_not_fit_are_refused(folders):

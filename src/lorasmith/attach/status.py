@@ -7,10 +7,11 @@ from typing import Any, Literal
 from torch import nn
 from transformers import PreTrainedModel
 
-from lorasmith.attach.adapted import Adapted
+from lorasmith.attach.adapted_parameter import AdaptedParameter
 from lorasmith.attach.adapters import Adapters, adapters_of
 from lorasmith.attach.saved_module import SavedModule
 from lorasmith.attach.selection import base_modules
+from lorasmith.attach.site_holder import SiteHolder
 from lorasmith.errors import AttachError
 from lorasmith.methods import layer_spec
 from lorasmith.quantized import QuantizedWeight, count_parameters
@@ -61,16 +62,16 @@ def layer_status(model: nn.Module, prefix: str = "") -> list[TunerLayerStatus]:
     found = [
         _layer_status(f"{prefix}{path}", module, book)
         for path, module in base_modules(model)
-        if isinstance(module, Adapted | SavedModule)
+        if isinstance(module, SiteHolder | SavedModule)
     ]
     if not found:
         raise AttachError("no module is adapted; soft prompts and tensors of the base have no layers to report on")
     return found
 
 
-def _layer_status(name: str, module: Adapted | SavedModule, book: Adapters) -> TunerLayerStatus:
-    own: dict[str, nn.Module] = dict(module.sites if isinstance(module, Adapted) else module.modules_to_save.items())
-    adapted = module if isinstance(module, Adapted) else None
+def _layer_status(name: str, module: SiteHolder | SavedModule, book: Adapters) -> TunerLayerStatus:
+    own: dict[str, nn.Module] = dict(module.sites if isinstance(module, SiteHolder) else module.modules_to_save.items())
+    adapted = module if isinstance(module, SiteHolder) else None
     return TunerLayerStatus(
         name=name,
         module_type=_module_type(module, book),
@@ -84,11 +85,13 @@ def _layer_status(name: str, module: Adapted | SavedModule, book: Adapters) -> T
     )
 
 
-def _module_type(module: Adapted | SavedModule, book: Adapters) -> str:
+def _module_type(module: SiteHolder | SavedModule, book: Adapters) -> str:
     """PEFT's words: the method and the kind of layer, or the wrapper of a module that is trained whole."""
     if isinstance(module, SavedModule):
         return "ModulesToSaveWrapper"
     method = book.configs[next(iter(module.sites))].METHOD.lower()
+    if isinstance(module, AdaptedParameter):
+        return f"{method}.ParamWrapper"
     layer = layer_spec(module.base_layer)
     kind = "Module" if layer is None else layer.kind.capitalize()
     return f"{method}.{kind}{len(layer.conv.kernel_size)}d" if layer and layer.conv else f"{method}.{kind}"

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from lorasmith.attach import Adapted, SavedModule, adapters_of
+from lorasmith.attach import SavedModule, adapters_of
 from lorasmith.attach.prompted import PromptEncoder
+from lorasmith.attach.site_holder import SiteHolder
 from lorasmith.compat.load_result import LoadResult
 from lorasmith.compat.peft_model import bare_model
 from lorasmith.errors import ModelError
@@ -43,19 +44,28 @@ def set_base_model_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor]
 
 def _keys_of_base(model: nn.Module) -> dict[str, str]:
     """The key inside the adapted model of every tensor of the base, by its key in the base."""
-    wrappers = {
-        f"{path}.": "base_layer." if isinstance(module, Adapted) else "original_module."
-        for path, module in model.named_modules()
-        if isinstance(module, Adapted | SavedModule)
-    }
+    # from the innermost out: wrappers of parameters nest
+    wrappers = [
+        (f"{path}.", "original_module." if isinstance(module, SavedModule) else "base_layer.")
+        for path, module in reversed(list(model.named_modules()))
+        if isinstance(module, SiteHolder | SavedModule)
+    ]
     added = tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, PromptEncoder))
     keys = {}
     for inside in model.state_dict():
-        if added and inside.startswith(added):
-            continue
-        wrapper = next((path for path in wrappers if inside.startswith(path)), None)
-        if wrapper is None:
-            keys[inside] = inside
-        elif inside.startswith(wrapper + wrappers[wrapper]):
-            keys[wrapper + inside.removeprefix(wrapper + wrappers[wrapper])] = inside
+        key = None if added and inside.startswith(added) else _own_key(inside, wrappers)
+        if key is not None:
+            keys[key] = inside
     return keys
+
+
+def _own_key(inside: str, wrappers: list[tuple[str, str]]) -> str | None:
+    """The key that a tensor has in the base; None for a tensor that an adapter added."""
+    key = inside
+    for path, step in wrappers:
+        if not key.startswith(path):
+            continue
+        if not key.startswith(path + step):
+            return None
+        key = path + key.removeprefix(path + step)
+    return key

@@ -35,10 +35,13 @@ class TensorPair:
 def tensor_pairs(model: PreTrainedModel, base: Checkpoint, tuned: Checkpoint) -> Iterator[TensorPair]:
     """The floating-point parameters of model, a skeleton of both, as they store them; a tied one comes once.
 
-    Raises ModelError where tuned lacks one, and for another shape than the base's.
+    What neither stores under its name (experts that loading fuses) is left out: see unmatched. Raises ModelError where
+    tuned lacks one that base has, and for another shape than the base's.
     """
     for name, _ in model.named_parameters():
         ours, theirs = (_stored(checkpoint, name, model.base_model_prefix) for checkpoint in (tuned, base))
+        if ours is None and theirs is None:
+            continue
         if ours is None:
             raise ModelError(f"{tuned.folder} lacks {name}; it is incomplete, or its config.json is another model's")
         if theirs is not None and theirs.shape != ours.shape:
@@ -47,6 +50,13 @@ def tensor_pairs(model: PreTrainedModel, base: Checkpoint, tuned: Checkpoint) ->
                 "their difference needs one shape: name the model that was tuned"
             )
         yield TensorPair(name, theirs, ours)
+
+
+def unmatched(model: PreTrainedModel, base: Checkpoint, tuned: Checkpoint) -> list[str]:
+    """Names of the model's parameters that neither checkpoint stores under these names."""
+    prefix = model.base_model_prefix
+    names = [name for name, _ in model.named_parameters()]
+    return [name for name in names if _stored(base, name, prefix) is None and _stored(tuned, name, prefix) is None]
 
 
 def whole_module(model: PreTrainedModel, checkpoint: Checkpoint, path: str) -> Iterator[tuple[str, Tensor]]:

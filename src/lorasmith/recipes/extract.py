@@ -20,7 +20,7 @@ from lorasmith.methods.lora.factors import decompose, decompose_roughly
 from lorasmith.models.checkpoint import Checkpoint
 from lorasmith.models.families import HEADS
 from lorasmith.recipes.base_model import Storage, open_base, skeleton
-from lorasmith.recipes.difference import TensorPair, require_dense, tensor_pairs, whole_module
+from lorasmith.recipes.difference import TensorPair, require_dense, tensor_pairs, unmatched, whole_module
 from lorasmith.recipes.extraction_table import ErrorByRank, ErrorTable
 from lorasmith.recipes.inspection import inspection_lines
 from lorasmith.recipes.sections import ModelSection, Task
@@ -94,6 +94,9 @@ def extract_adapter(base: ModelSection, tuned: ModelSection, wanted: Extraction,
         raise AttachError(f"no target module of {tuned.path} differs from {base.path}; there is nothing to extract")
     yield table.line("total", found.total)
     yield from _left_lines(found.left)
+    strangers = unmatched(model, *checkpoints)
+    if strangers:
+        yield f"not compared, since the checkpoints store them under other names: {', '.join(strangers)}"
     with atomic_folder(out) as temporary:
         write_adapter(_adapter(model, config, found, checkpoints[1]), temporary)
         if has_tokenizer(checkpoints[1].folder):

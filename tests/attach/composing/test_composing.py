@@ -22,7 +22,7 @@ from lorasmith.attach import (
 from lorasmith.errors import AttachError
 from lorasmith.methods.ia3 import IA3Config
 from lorasmith.methods.lora import LoraConfig
-from tiny import bert, llama, logits, quantized, shake
+from tiny import bert, llama, logits, mixtral, quantized, shake
 
 # of order 1 in f32, summed in another order and, with svd, decomposed
 TOLERANCE = {"atol": 2e-5, "rtol": 0}
@@ -288,6 +288,9 @@ def test_what_has_no_sum_is_refused_by_name():
     biased = model_with(config(bias="lora_only"))
     with pytest.raises(AttachError, match="bias='lora_only'"):
         compose(parts_of(biased, 1.0), Composition())
+    experts = model_with(config(target_parameters=["experts.down_proj"]), build=mixtral)
+    with pytest.raises(AttachError, match="target_parameters="):
+        compose(parts_of(experts, 1.0), Composition())
     bottleneck = model_with(lorasmith.BottleneckConfig(task_type="CAUSAL_LM"))
     with pytest.raises(AttachError, match="BOTTLENECK have no weighted sum"):
         compose(parts_of(bottleneck, 1.0), Composition())
