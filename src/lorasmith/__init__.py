@@ -48,6 +48,7 @@ from lorasmith.errors import LorasmithError
 from lorasmith.methods import PeftType, TaskType
 from lorasmith.methods.bitfit import BitFitConfig
 from lorasmith.methods.bottleneck import BottleneckConfig
+from lorasmith.methods.config import PromptLearningConfig
 from lorasmith.methods.full import FullConfig
 from lorasmith.methods.ia3 import IA3Config
 from lorasmith.methods.inits import EvaConfig, LoftQConfig
@@ -102,6 +103,7 @@ __all__ = [
     "PrefixTuningConfig",
     "PromptEncoderConfig",
     "PromptEncoderReparameterizationType",
+    "PromptLearningConfig",
     "PromptTuningConfig",
     "PromptTuningInit",
     "QuantizationConfig",

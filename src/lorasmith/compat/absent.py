@@ -12,7 +12,6 @@ _REASONS = {
     "TRANSFORMERS_MODELS_TO_PREFIX_TUNING_POSTPROCESS_MAPPING": _POSTPROCESS,
     "bloom_model_postprocess_past_key_value": _POSTPROCESS,
     "LoraRuntimeConfig": "adapters are not moved between devices while they act, so there is nothing to set",
-    "PromptLearningConfig": "each soft prompt has a config of its own; ask config.is_prompt_learning",
     "PromptEmbedding": "read a soft prompt's vectors with get_peft_model_state_dict",
     "PromptEncoder": "read a soft prompt's vectors with get_peft_model_state_dict",
     "PrefixEncoder": "read a soft prompt's vectors with get_peft_model_state_dict",
