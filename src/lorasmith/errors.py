@@ -46,6 +46,10 @@ class DeviceError(InputError):
     """A device that this machine does not have."""
 
 
+class MergeError(InputError):
+    """A merge that cannot be done as asked, or that would keep less of the adapter than was asked for."""
+
+
 class RunError(LorasmithError, RuntimeError):
     """Work that had begun and could not be finished."""
 

@@ -29,8 +29,25 @@ from lorasmith.attach.files import (
     save_adapter,
     write_adapter,
 )
-from lorasmith.attach.merging import make_dense, merge_and_unload, merge_in_place, unload, unmerge
+from lorasmith.attach.merging import (
+    make_dense,
+    merge_and_unload,
+    merge_in_place,
+    replace_and_unload,
+    replaced,
+    require_mergeable,
+    unload,
+    unmerge,
+)
 from lorasmith.attach.placing import attach, is_taken_by_torch
+from lorasmith.attach.quantized_merge import (
+    MergedSum,
+    bare,
+    compensated_layer,
+    exact_layer,
+    merged_sum,
+    rounded_layer,
+)
 from lorasmith.attach.saved_module import SavedModule
 from lorasmith.attach.selection import ALL_LINEAR, base_modules, select, shortest_names
 from lorasmith.attach.status import TunerLayerStatus, TunerModelStatus, layer_status, model_status
@@ -51,6 +68,7 @@ __all__ = [
     "CardFacts",
     "Composition",
     "MajoritySign",
+    "MergedSum",
     "Part",
     "SavedModule",
     "TunerLayerStatus",
@@ -61,11 +79,14 @@ __all__ = [
     "as_lora",
     "attach",
     "attach_content",
+    "bare",
     "base_modules",
     "class_names",
+    "compensated_layer",
     "compose",
     "content_of",
     "distance_from_sum",
+    "exact_layer",
     "is_taken_by_torch",
     "layer_status",
     "load_adapter",
@@ -73,12 +94,17 @@ __all__ = [
     "make_dense",
     "merge_and_unload",
     "merge_in_place",
+    "merged_sum",
     "model_status",
     "name_classes_",
     "read_adapter",
     "read_adapter_tensors",
     "read_class_names",
     "read_tensor_file",
+    "replace_and_unload",
+    "replaced",
+    "require_mergeable",
+    "rounded_layer",
     "save_adapter",
     "select",
     "shortest_names",

@@ -79,9 +79,12 @@ class Adapted(SiteHolder):
         """The base's weight as sites see it."""
         return StoredWeight(self)
 
-    def deltas(self, adapters: list[str]) -> tuple[Tensor, Tensor | None]:
-        """The weight [out, in, ...] in f32 and the bias that the base would have with these adapters merged."""
-        weight = dense_weight(self.base_layer, torch.float32)
+    def deltas(self, adapters: list[str], weight: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The weight [out, in, ...] in f32 and the bias that the base would have with these adapters merged.
+
+        weight stands in for the base's own: the one that a quantized base was made from.
+        """
+        weight = dense_weight(self.base_layer, torch.float32) if weight is None else weight.float()
         old = self.base_layer._parameters.get("bias")
         bias = None if old is None else old.detach().float()
         sites = self.placed(adapters)

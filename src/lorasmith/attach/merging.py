@@ -2,6 +2,8 @@
 
 import logging
 from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 
 import torch
@@ -58,6 +60,49 @@ def merge_and_unload(model: nn.Module, names: list[str] | None = None, dtype: to
     become dense. A merged weight that was tied to another is untied, and the config says so. Raises AttachError, before
     anything is changed, for an adapter that no change of the weights can express.
     """
+    book, chosen, together = _ready(model, names)
+    # from the innermost wrapper out, so that the paths of what follows stay true
+    for path, adapted in reversed(list(book.adapted())):
+        model.set_submodule(path, adapted.merged_layer(chosen, dtype))
+    _drop_book(model, book, together)
+    make_dense(model, dtype)
+    return model.requires_grad_(False)
+
+
+def replace_and_unload(model: nn.Module, layers: Mapping[str, nn.Module], names: list[str] | None = None) -> nn.Module:
+    """The model with layers, by path, in place of what stood there, nothing left of the adapters that they hold.
+
+    Adapted modules that layers does not name become dense, adapters (default: the active ones) merged. What is
+    quantized stays so. Raises AttachError as merge_and_unload does.
+    """
+    book, chosen, together = _ready(model, names)
+    for path, layer in layers.items():
+        model.set_submodule(path, layer)
+    for path, adapted in reversed(list(book.adapted())):
+        model.set_submodule(path, adapted.merged_layer(chosen, None))
+    _drop_book(model, book, together)
+    return model.requires_grad_(False)
+
+
+@contextmanager
+def replaced(model: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[None]:
+    """While the block runs, layers stand in the model, by path; then what was there is back, also after errors."""
+    before = {path: model.get_submodule(path) for path in layers}
+    try:
+        for path, layer in layers.items():
+            model.set_submodule(path, layer)
+        yield
+    finally:
+        for path, module in before.items():
+            model.set_submodule(path, module)
+
+
+def require_mergeable(model: nn.Module, names: list[str] | None = None) -> None:
+    """Raise AttachError for adapters (default: the active ones) that no change of the weights can express."""
+    _mergeable(adapters_of(model), names)
+
+
+def _ready(model: nn.Module, names: list[str] | None) -> tuple[Adapters, list[str], list[list[str]]]:
     book = adapters_of(model)
     chosen = _mergeable(book, names)
     book.unmerge()
@@ -65,17 +110,16 @@ def merge_and_unload(model: nn.Module, names: list[str] | None = None, dtype: to
     book.activate(chosen)
     together = _moving_together(model, chosen)
     _untie(model, book, together)
-    # from the innermost wrapper out, so that the paths of what follows stay true
-    for path, adapted in reversed(list(book.adapted())):
-        model.set_submodule(path, adapted.merged_layer(chosen, dtype))
+    return book, chosen, together
+
+
+def _drop_book(model: nn.Module, book: Adapters, together: list[list[str]]) -> None:
     for path, saved in list(book.saved_modules()):
         model.set_submodule(path, saved.acting)
     for first, *others in together:
         for other in others:
             model.get_submodule(other).weight = model.get_submodule(first).weight
-    make_dense(model, dtype)
     del model.__dict__["adapters_book"]
-    return model.requires_grad_(False)
 
 
 def unload(model: nn.Module) -> nn.Module:

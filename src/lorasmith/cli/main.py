@@ -45,11 +45,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
+class _ToStandardError(logging.Handler):
+    """Writes to whatever standard error is at that moment: a process may put another in its place and close the old."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
 def _show_warnings() -> None:
     """Warnings of this package go to standard error, each as one line; twice called is once done."""
     log = logging.getLogger("lorasmith")
     if not log.handlers:
-        handler = logging.StreamHandler()
+        handler = _ToStandardError()
         handler.setFormatter(logging.Formatter("warning: %(message)s"))
         handler.setLevel(logging.WARNING)
         log.addHandler(handler)

@@ -19,6 +19,7 @@ def quantize(
     number_format: Annotated[str, typer.Option("--format", help="nf4, fp4, int4 or int8.")] = "nf4",
     blocksize: Annotated[int, typer.Option(help="Weights that share a scale: 32 to 4096.")] = 64,
     double_quant: Annotated[bool, typer.Option(help="Store the scales in 8 bits too.")] = True,
+    zero_points: Annotated[bool, typer.Option("--zero-points", help="Give every block an offset in 32 bits.")] = False,
     skip: Annotated[list[str] | None, typer.Option(help="Module to leave as it is; may be repeated.")] = None,
     task: Annotated[Task, typer.Option(help="What the checkpoint is for.")] = Task.causal,
     device: DeviceOption = Device.auto,
@@ -34,7 +35,9 @@ def quantize(
     Example:
       lorasmith quantize models/my-llama --out models/my-llama-nf4
     """
-    storage = QuantizationSection(format=number_format, blocksize=blocksize, double_quant=double_quant, skip=skip)
+    storage = QuantizationSection(
+        format=number_format, blocksize=blocksize, double_quant=double_quant, zero_points=zero_points, skip=skip
+    )
     base = ModelSection(path=model, revision=revision, offline=offline, trust_remote_code=trust_remote_code)
     for line in quantize_checkpoint(base, storage, out, task=task.value, device=device.value):
         typer.echo(line)

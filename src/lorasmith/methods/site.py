@@ -104,6 +104,13 @@ class Site(nn.Module):
         """
         raise NotImplementedError(self.refuses_merge())
 
+    def grouped_delta(self) -> tuple[Tensor, int] | None:
+        """(delta f32 [out, in / group], group) of a linear layer whose change is constant over groups of columns.
+
+        Such a change merges into a weight whose blocks have zero points without being rounded. None for any other.
+        """
+        return None
+
     def delta_bias(self, bias: Tensor | None) -> Tensor | None:
         """The change of the bias [out] that merging asks for, None for none."""
         return None

@@ -14,10 +14,10 @@ METHOD = "lorasmith"
 class QuantizationConfig(QuantizationConfigMixin):
     """`AutoModelForCausalLM.from_pretrained(path, quantization_config=QuantizationConfig())` loads our layers.
 
-    format, blocksize and double_quant are those of Scheme; skip_modules are names or regular expressions of linear
-    layers to leave dense besides the output head, task heads and routers; compute_dtype is the type to multiply in
-    (None: the input's); int8_threshold is LLM.int8()'s, for int8 only. A saved config lists in skip_modules every
-    linear layer that was left dense.
+    format, blocksize, double_quant and zero_points are those of Scheme; skip_modules are names or regular expressions
+    of linear layers to leave dense besides the output head, task heads and routers; compute_dtype is the type to
+    multiply in (None: the input's); int8_threshold is LLM.int8()'s, for int8 only. A saved config lists in skip_modules
+    every linear layer that was left dense.
 
     Raises FormatError for a format or block size that does not exist.
     """
@@ -30,16 +30,18 @@ class QuantizationConfig(QuantizationConfigMixin):
         skip_modules: list[str] | None = None,
         compute_dtype: torch.dtype | str | None = None,
         int8_threshold: float = 6.0,
+        zero_points: bool = False,
         **unknown: Any,
     ) -> None:
         unknown.pop("quant_method", None)
         if unknown:
-            known = "format, blocksize, double_quant, skip_modules, compute_dtype, int8_threshold"
+            known = "format, blocksize, double_quant, skip_modules, compute_dtype, int8_threshold, zero_points"
             raise FormatError(f"QuantizationConfig has no field {', '.join(unknown)}; it has {known}")
         self.quant_method = METHOD  # type: ignore[assignment]  # transformers' enum cannot be extended
         self.format = format
         self.blocksize = blocksize
         self.double_quant = double_quant
+        self.zero_points = zero_points
         self.skip_modules = None if skip_modules is None else list(skip_modules)
         self.compute_dtype = torch_dtype(compute_dtype)
         self.int8_threshold = float(int8_threshold)
@@ -48,12 +50,12 @@ class QuantizationConfig(QuantizationConfigMixin):
     @classmethod
     def from_scheme(cls, scheme: Scheme, **fields: Any) -> "QuantizationConfig":
         """The config that stores in scheme; fields are the remaining arguments."""
-        return cls(scheme.format, scheme.blocksize, scheme.double_quant, **fields)
+        return cls(scheme.format, scheme.blocksize, scheme.double_quant, zero_points=scheme.zero_points, **fields)
 
     @property
     def scheme(self) -> Scheme:
         """The stored form of the quantized weights."""
-        return Scheme(self.format, self.blocksize, self.double_quant)
+        return Scheme(self.format, self.blocksize, self.double_quant, self.zero_points)
 
     def to_dict(self) -> dict[str, Any]:
         """What stands in config.json; only our own fields, so that it always leads back to our layers."""
@@ -62,6 +64,7 @@ class QuantizationConfig(QuantizationConfigMixin):
             "format": self.format,
             "blocksize": self.blocksize,
             "double_quant": self.double_quant,
+            "zero_points": self.zero_points,
             "skip_modules": self.skip_modules,
             "compute_dtype": None if self.compute_dtype is None else str(self.compute_dtype).removeprefix("torch."),
             "int8_threshold": self.int8_threshold,

@@ -61,7 +61,7 @@ def _write(model: PreTrainedModel, folder: Path, max_shard_size: str) -> None:
 
 def _stored_fields(scheme: Scheme, dense: list[str], layer: QuantizedLinear, model: PreTrainedModel) -> dict[str, Any]:
     """The quantization_config of the saved config.json."""
-    if scheme.number_format.bitsandbytes is None:
+    if scheme.bitsandbytes is None:
         config = QuantizationConfig.from_scheme(scheme, skip_modules=dense, compute_dtype=layer.compute_dtype)
         return config.to_dict()
     in_8_bits = scheme.number_format.layout == "rowwise"

@@ -18,7 +18,14 @@ import lorasmith.ops.rowwise.cpu
 import lorasmith.ops.rowwise.reference
 import lorasmith.ops.token_loss.cpu
 import lorasmith.ops.token_loss.reference  # noqa: F401
-from lorasmith.ops.adapted_linear.product import BlockwiseProduct, DenseProduct, Multiplier, Product, RowwiseProduct
+from lorasmith.ops.adapted_linear.product import (
+    BlockwiseProduct,
+    DenseProduct,
+    Multiplier,
+    OffsetProduct,
+    Product,
+    RowwiseProduct,
+)
 from lorasmith.ops.adapted_linear.schema import adapted_linear
 from lorasmith.ops.adapted_linear.update import LowRank
 from lorasmith.ops.blockwise.schema import Nested, dequantize_blockwise, double_quantize, quantize_blockwise
@@ -46,6 +53,7 @@ __all__ = [
     "Multiplier",
     "Nested",
     "Objective",
+    "OffsetProduct",
     "Product",
     "RowwiseProduct",
     "Shaping",

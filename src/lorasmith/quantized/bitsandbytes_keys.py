@@ -41,13 +41,14 @@ OWN_NAMES = {
     "scales": "weight.scales",
     "nested_scales": "weight.nested_scales",
     "nested_offset": "weight.nested_offset",
+    "zeros": "weight.zeros",
 }
 STORED_NAMES = tuple(dict.fromkeys((*BITSANDBYTES_NAMES, *OWN_NAMES.values())))
 
 
 def to_stored(layer: QuantizedWeight, prefix: str) -> dict[str, Tensor]:
     """The tensors that a file holds for layer, whose name with its last dot is prefix."""
-    if layer.scheme.number_format.bitsandbytes is None:
+    if layer.scheme.bitsandbytes is None:
         return {prefix + OWN_NAMES[name]: value.detach() for name, value in layer.stored.items()}
     return to_bitsandbytes(layer, prefix)
 
@@ -58,7 +59,7 @@ def from_stored(layer: QuantizedWeight, tensors: Mapping[str, Tensor], name: str
     Nothing is requantized: the bytes stay. Raises FormatError, naming the weight, for a missing scale and for
     tensors of another shape, format or block size than the layer's.
     """
-    if layer.scheme.number_format.bitsandbytes is not None:
+    if layer.scheme.bitsandbytes is not None:
         from_bitsandbytes(layer, tensors, name)
         return
     _require(tensors, [OWN_NAMES[part] for part in layer.stored], name)
@@ -70,9 +71,9 @@ def to_bitsandbytes(layer: QuantizedWeight, prefix: str) -> dict[str, Tensor]:
 
     Raises FormatError where the format is not one of theirs.
     """
-    kind = layer.scheme.number_format.bitsandbytes
+    kind = layer.scheme.bitsandbytes
     if kind is None:
-        raise FormatError(f"bitsandbytes has no format {layer.scheme.format}; save it as quant_method lorasmith")
+        raise FormatError(f"bitsandbytes has no format {layer.scheme}; save it as quant_method lorasmith")
     scales, nested = layer.scale_values()
     codes = layer.weight.detach()
     if layer.rowwise:

@@ -45,12 +45,16 @@ class QuantizedEmbedding(QuantizedWeight):
             return functional.embedding(ids, self.dequantize())
         codes, scales = self._rows(ids.reshape(-1))
         shape = (ids.numel(), self.embedding_dim)
+        zeros = self.zero_values()
+        # rounded once, after the offsets
+        wide = self.dtype if zeros is None else torch.float32
         if self.rowwise:
             rows = dequantize_rowwise(codes.view(torch.int8), scales, self.dtype)
         else:
-            rows = dequantize_blockwise(
-                codes.reshape(-1), scales, self.codebook(), self.scheme.blocksize, shape, self.dtype
-            )
+            rows = dequantize_blockwise(codes.reshape(-1), scales, self.codebook(), self.scheme.blocksize, shape, wide)
+        if zeros is not None:
+            offsets = zeros[ids.reshape(-1)].repeat_interleave(self.scheme.blocksize, dim=1)
+            rows = (rows + offsets).to(self.dtype)
         return rows.reshape(*ids.shape, self.embedding_dim)
 
     def _rows(self, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from lorasmith.ops import BlockwiseProduct, Product, RowwiseProduct, blockwise_linear, rowwise_linear
+from lorasmith.ops import BlockwiseProduct, OffsetProduct, Product, RowwiseProduct, blockwise_linear, rowwise_linear
+from lorasmith.ops.block_offset import add_offset
 from lorasmith.ops.blockwise.schema import nested_arguments
 from lorasmith.quantized.scheme import Scheme
 from lorasmith.quantized.weight import QuantizedWeight
@@ -69,6 +70,9 @@ class QuantizedLinear(QuantizedWeight):
                 bias,
                 nested=nested,
             )
+        zeros = self.zero_values()
+        if zeros is not None:
+            y = add_offset(y, x.to(dtype), zeros)
         return y if torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
 
     def product(self) -> Product:
@@ -78,7 +82,9 @@ class QuantizedLinear(QuantizedWeight):
             return RowwiseProduct(self.weight.view(torch.int8), scales, self.int8_threshold)
         shape = (self.out_features, self.in_features)
         stored = (self.weight, scales, self.codebook(), self.scheme.blocksize, shape)
-        return BlockwiseProduct((*stored, *nested_arguments(nested)))
+        product = BlockwiseProduct((*stored, *nested_arguments(nested)))
+        zeros = self.zero_values()
+        return product if zeros is None else OffsetProduct(product, zeros)
 
     def extra_repr(self) -> str:
         bias = self.bias is not None

@@ -17,6 +17,7 @@ from lorasmith.ops import (
     quantize_rowwise,
 )
 from lorasmith.quantized.scheme import Scheme
+from lorasmith.quantized.zero_points import quantize_with_zeros
 
 
 class QuantizedWeight(nn.Module):
@@ -29,6 +30,7 @@ class QuantizedWeight(nn.Module):
     scales          bytes of f32 scales [4 * blocks], or 8-bit codes [blocks] with double quantization
     nested_scales   bytes of the f32 scales of the scales (double quantization), or None
     nested_offset   bytes of the f32 mean that was removed from the scales, or None
+    zeros           bytes of the f32 offsets of the blocks, or None
 
     shape is that of the dense weight, dtype its type before quantizing, compute_dtype the type to multiply in
     (None: the type of the input).
@@ -38,6 +40,7 @@ class QuantizedWeight(nn.Module):
     scales: nn.Parameter
     nested_scales: nn.Parameter | None
     nested_offset: nn.Parameter | None
+    zeros: nn.Parameter | None
 
     def __init__(
         self,
@@ -52,8 +55,9 @@ class QuantizedWeight(nn.Module):
         self.scheme = scheme
         self.dtype = dtype
         self.compute_dtype = compute_dtype
-        for name in ("weight", "scales", "nested_scales", "nested_offset"):
-            size = scheme.storage(self.shape).get(name)
+        sizes = scheme.storage(self.shape)
+        for name in ("weight", "scales", "nested_scales", "nested_offset", "zeros"):
+            size = sizes.get(name)
             self.register_parameter(name, None if size is None else _bytes(size, device))
 
     @property
@@ -79,6 +83,10 @@ class QuantizedWeight(nn.Module):
         offset, nested_scales = self.nested_offset.view(torch.float32), self.nested_scales.view(torch.float32)
         return self.scales, Nested(nested_scales, offset, dynamic_map(self.weight.device), NESTED_BLOCKSIZE)
 
+    def zero_values(self) -> Tensor | None:
+        """The offset of each block by rows, f32 [rows, blocks a row]; None where blocks have none."""
+        return None if self.zeros is None else self.zeros.view(torch.float32).view(self.shape[0], -1)
+
     def codebook(self) -> Tensor:
         """The value of each code, f32 [2 ** bits], on the device of the weight."""
         return self.scheme.number_format.codebook(self.weight.device)
@@ -99,12 +107,22 @@ class QuantizedWeight(nn.Module):
 
     def _blockwise_parts(self, weight: Tensor, name: str) -> dict[str, Tensor]:
         codebook = self.scheme.number_format.codebook(weight.device)
+        if self.scheme.zero_points:
+            return self._offset_parts(weight, codebook, name)
         packed, absmax = quantize_blockwise(weight, codebook, self.scheme.blocksize)
         _refuse_non_finite(absmax, name)
         if not self.scheme.double_quant:
             return {"weight": packed, "scales": absmax}
         codes, nested, offset = double_quantize(absmax)
         return {"weight": packed, "scales": codes, "nested_scales": nested, "nested_offset": offset}
+
+    def _offset_parts(self, weight: Tensor, codebook: Tensor, name: str) -> dict[str, Tensor]:
+        blocks = quantize_with_zeros(weight, codebook, self.scheme.blocksize, self.scheme.double_quant)
+        _refuse_non_finite(blocks.zeros, name)
+        parts = {"weight": blocks.packed, "scales": blocks.scales, "zeros": blocks.zeros}
+        if blocks.nested_scales is None or blocks.nested_offset is None:
+            return parts
+        return parts | {"nested_scales": blocks.nested_scales, "nested_offset": blocks.nested_offset}
 
     def _rowwise_parts(self, weight: Tensor, name: str) -> dict[str, Tensor]:
         rows = weight.reshape(self.shape[0], -1)
@@ -121,10 +139,13 @@ class QuantizedWeight(nn.Module):
         scales, nested = self.scale_values()
         if self.rowwise:
             return dequantize_rowwise(self.weight.view(torch.int8), scales, dtype).reshape(self.shape)
-        codebook = self.codebook()
-        return dequantize_blockwise(
-            self.weight, scales, codebook, self.scheme.blocksize, self.shape, dtype, nested=nested
-        )
+        stored = (self.weight, scales, self.codebook(), self.scheme.blocksize, self.shape)
+        zeros = self.zero_values()
+        if zeros is None:
+            return dequantize_blockwise(*stored, dtype, nested=nested)
+        # added in f32, so that the sum is rounded once
+        values = dequantize_blockwise(*stored, torch.float32, nested=nested)
+        return values.view(*zeros.shape, -1).add_(zeros[..., None]).view(self.shape).to(dtype)
 
     def working_dtype(self, x: Tensor) -> torch.dtype:
         """The type to multiply in: autocast's, else compute_dtype, else the input's; never float16 on a CPU."""

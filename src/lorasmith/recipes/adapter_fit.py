@@ -6,6 +6,7 @@ from pathlib import Path
 from lorasmith.attach import WEIGHTS_FILE
 from lorasmith.errors import AdapterError
 from lorasmith.methods import AdapterConfig, config_from_fields, read_config_fields
+from lorasmith.methods.lora import LoraConfig
 from lorasmith.models.checkpoint import Checkpoint
 from lorasmith.models.tensor_file import read_header
 
@@ -19,13 +20,15 @@ def fitting_config(folder: Path, checkpoint: Checkpoint) -> AdapterConfig:
     Only what is sure is refused: modules that the base stores under another name, or quantized, are left to loading.
     """
     config = config_from_fields(read_config_fields(folder))
+    # the pooled input of QA-LoRA is narrower than the base's by design
+    pooled = config.qalora_group_size if isinstance(config, LoraConfig) and config.use_qalora else 1
     for name, tensor in read_header(folder / WEIGHTS_FILE).items():
         found = _FACTOR.fullmatch(name)
         base = checkpoint.tensors.get(f"{found['module']}.weight") if found else None
         if base is None or not base.is_floating_point() or len(base.shape) != 2 or len(tensor.shape) != 2:
             continue
         # GPT-2's layers are stored the other way round
-        if tensor.shape[1] not in base.shape:
+        if tensor.shape[1] * pooled not in base.shape:
             raise AdapterError(
                 f"{folder / WEIGHTS_FILE}: {name} has shape {list(tensor.shape)}, and the weight that it belongs to "
                 f"{list(base.shape)} in {checkpoint.folder}; name the model that the adapter was trained on"

@@ -139,9 +139,14 @@ def _entry(prefix: str, parts: dict[str, StoredTensor], stored: dict[str, object
         small = {name: tensor.read() for name, tensor in parts.items() if "quant_state" in name}
         state = read_quant_state(small, prefix + "weight")
         return QuantizedEntry(tuple(state["shape"]), scheme_of(state), size)
-    scheme = Scheme(str(stored["format"]), int(str(stored["blocksize"])), bool(stored["double_quant"]))
+    scheme = Scheme(
+        str(stored["format"]),
+        int(str(stored["blocksize"])),
+        bool(stored["double_quant"]),
+        bool(stored.get("zero_points", False)),
+    )
     # our own layout keeps no shape beside the codes: the count is exact but for the padding of an odd one
-    return QuantizedEntry((parts["weight"].nbytes * 8 // scheme.number_format.bits,), scheme, size)
+    return QuantizedEntry((1, parts["weight"].nbytes * 8 // scheme.number_format.bits), scheme, size)
 
 
 def _counted(tensors: list[StoredTensor]) -> str:

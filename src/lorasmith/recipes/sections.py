@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from lorasmith.errors import RecipeError, nearest
-from lorasmith.evaluation import metrics
+from lorasmith.evaluation.metrics import metrics
 from lorasmith.quantized import Scheme
 from lorasmith.recipes.expressions import require_expressions
 from lorasmith.training.optimizers.table import optimizers
@@ -55,6 +55,9 @@ class QuantizationSection(Section):
     format: str = Field(default="nf4", description="number format: nf4, fp4, int4 or int8")
     blocksize: int = Field(default=64, description="weights that share a scale: 32, 64, ... 4096")
     double_quant: bool = Field(default=True, description="store the scales in 8 bits too")
+    zero_points: bool = Field(
+        default=False, description="give every block an offset, into which a QA-LoRA adapter merges exactly"
+    )
     skip: list[str] | None = Field(
         default=None, description="modules left unquantized; null: the output head and routers"
     )
@@ -65,7 +68,7 @@ class QuantizationSection(Section):
         Raises RecipeError for a name in skip that is no expression.
         """
         require_expressions("quantization.skip", self.skip or ())
-        return Scheme(self.format, self.blocksize, self.double_quant)
+        return Scheme(self.format, self.blocksize, self.double_quant, self.zero_points)
 
 
 class DataSource(Section):

@@ -1,7 +1,7 @@
 """`lorasmith.train`: the fine-tuning job on a model that is loaded already."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +163,7 @@ def _storage_section(model: PreTrainedModel) -> dict[str, Any] | str:
     if layer is None:
         return "none"
     scheme = layer.scheme
-    return {"format": scheme.format, "blocksize": scheme.blocksize, "double_quant": scheme.double_quant}
+    return asdict(scheme)
 
 
 def _is_new(book: Adapters, named: str | None) -> bool:

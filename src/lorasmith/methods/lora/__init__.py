@@ -20,6 +20,7 @@ from lorasmith.methods.lora.dora import DoraSite
 from lorasmith.methods.lora.embedding import LoraEmbedding
 from lorasmith.methods.lora.experts import LoraExperts
 from lorasmith.methods.lora.linear import LoraLinear
+from lorasmith.methods.lora.pooled import LoraPooled
 from lorasmith.methods.lora.shifted import LoraShifted
 from lorasmith.methods.lora.site import LoraSite
 from lorasmith.methods.lora.tied import LoraTiedHead
@@ -37,16 +38,18 @@ _TOKENS = TrainableTokens(inside="token_adapter.")
 
 
 class Lora(SiteMethod[LoraConfig]):
-    """Low-rank adaptation of linear layers, embeddings and convolutions; with use_dora, DoRA."""
+    """Low-rank adaptation of linear layers, embeddings and convolutions; use_dora and use_qalora change its form."""
 
     config_class = LoraConfig
     recipe_targets = "all-linear"
 
     def site(self, config: LoraConfig, layer: LayerSpec, float32: bool, shared: nn.Module | None) -> Site:
         dtype = adapter_dtype(layer, float32)
+        if config.use_qalora and layer.kind != "linear":
+            raise AttachError(f"{layer.path}: use_qalora serves linear layers only; leave this module out")
         if layer.kind == "parameter":
             return LoraExperts(config, layer, dtype)
-        linear = LoraShifted if config.start().shifts else LoraLinear
+        linear = LoraPooled if config.use_qalora else LoraShifted if config.start().shifts else LoraLinear
         shapes: dict[str, type[LoraSite]] = {"linear": linear, "embedding": LoraEmbedding, "conv": LoraConv}
         update = shapes[layer.kind](config, layer, dtype)  # type: ignore[call-arg]
         return DoraSite(update, dtype) if config.use_dora else update

@@ -13,7 +13,6 @@ from lorasmith.methods.matching import compiled
 # PEFT's fields for variants that this version does not have: accepted at these values, refused at any other
 _VARIANTS: dict[str, tuple[Any, ...]] = {
     "layer_replication": (None,),
-    "use_qalora": (False,),
     "use_bdlora": (None, False),
     "alora_invocation_tokens": (None, []),
     "corda_config": (None,),
@@ -31,8 +30,9 @@ class LoraConfig(LayeredConfig):
     """PEFT's fields and defaults. rank_pattern and alpha_pattern map a module name or expression to its own value.
 
     bias trains biases of the base too: "none", "all", or "lora_only" for the adapted modules. init_lora_weights names
-    a start of `methods/inits/`, loftq_config and eva_config its settings. Raises AttachError for a rank below 1, a
-    dropout outside 0 to 1, an unknown start, and for variants that are not built.
+    a start of `methods/inits/`, loftq_config and eva_config its settings. use_qalora averages the input of linear
+    layers over qalora_group_size features. Raises AttachError for a rank below 1, a dropout outside 0 to 1, an unknown
+    start, variants that exclude one another, and variants that are not built.
     """
 
     METHOD: ClassVar[str] = "LORA"
@@ -83,6 +83,12 @@ class LoraConfig(LayeredConfig):
             raise AttachError("use_dora and lora_bias: DoRA's lengths say nothing of a bias; leave one of them False")
         if self.use_dora and self.eva_config is not None:
             raise AttachError('use_dora with init_lora_weights="eva" is not built; leave one of the two away')
+        if self.use_qalora and self.use_dora:
+            raise AttachError("use_qalora and use_dora: no method pools and trains lengths; leave one of them False")
+        if self.use_qalora and self.init_lora_weights not in (True, False, "gaussian"):
+            raise AttachError(f"use_qalora with init_lora_weights={self.init_lora_weights!r}: leave it at True")
+        if self.qalora_group_size < 1:
+            raise AttachError(f"qalora_group_size={self.qalora_group_size} must be at least 1")
         for name, accepted in _VARIANTS.items():
             if getattr(self, name) not in accepted:
                 raise AttachError(f"{name}={getattr(self, name)!r} is not supported yet; leave it at {accepted[0]!r}")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lorasmith.ops.block_offset import add_offset, add_offset_gradient
 from lorasmith.ops.scratch import borrowed
 
 
@@ -73,6 +74,24 @@ class BlockwiseProduct:
 
     def adapted(self, x: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor | None:
         return torch.ops.lorasmith.adapted_blockwise_linear.default(x, bias, a, b, scaling, *self.stored)
+
+
+@dataclass(frozen=True)
+class OffsetProduct:
+    """W stored in blocks that have an offset each: another product, and zeros f32 [O, G] on the pooled input."""
+
+    product: BlockwiseProduct
+    zeros: Tensor
+
+    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return add_offset(self.product.forward(x, bias), x, self.zeros)
+
+    def backward(self, grad: Tensor) -> Tensor:
+        return add_offset_gradient(self.product.backward(grad), grad, self.zeros)
+
+    def adapted(self, x: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor | None:
+        y = self.product.adapted(x, bias, a, b, scaling)
+        return None if y is None else add_offset(y, x, self.zeros)
 
 
 @dataclass(frozen=True)

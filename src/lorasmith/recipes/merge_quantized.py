@@ -1,0 +1,218 @@
+"""Merging an adapter into a number format: in the best of several ways, measured, or refused."""
+
+import json
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lorasmith.atomic import new_folder, write_text
+from lorasmith.attach import adapters_of, load_adapter, replace_and_unload, replaced, require_mergeable
+from lorasmith.data import Batch
+from lorasmith.doctor.place.folder import require_writable
+from lorasmith.errors import AdapterError, MergeError
+from lorasmith.evaluation import Fidelity, Kept, merge_fidelity, scored_logits
+from lorasmith.evaluation.evaluating import evaluating
+from lorasmith.models.checkpoint import Checkpoint, quantization_of
+from lorasmith.models.save import save_quantized
+from lorasmith.quantized import QuantizedLinear, Scheme
+from lorasmith.recipes.adapter_fit import fitting_config
+from lorasmith.recipes.base_model import Storage, load_base, open_base, skeleton
+from lorasmith.recipes.calibration import Texts, read_texts
+from lorasmith.recipes.inspection import inspection_lines
+from lorasmith.recipes.merge_methods import Candidate, MergeMethod, MergePlan, build_candidates, width_of
+from lorasmith.recipes.source_weights import SourceWeights
+from lorasmith.recipes.subject import Subject, find_subject, tokenizer_of
+
+RECORD = "merge.json"
+
+
+@dataclass(frozen=True)
+class MergeRequest:
+    """What to merge into which format: a run or adapter folder, and what must be left of the adapter.
+
+    method is one of merge_methods', or auto: all that the base allows, and the one whose output is nearest to the
+    adapter's on its base. calibration is a data file; without one the run's own data, or a default text. base_16bit
+    is the model that a quantized base was made from. least_kept is the share of the adapter's effect on the logits
+    below which the merge is refused, unless force.
+    """
+
+    adapter: str
+    out: Path
+    into: str
+    method: MergeMethod = "auto"
+    base: str | None = None
+    base_16bit: str | None = None
+    calibration: str | None = None
+    least_kept: float = 0.8
+    force: bool = False
+    device: str = "auto"
+    trust_remote_code: bool = False
+
+
+def merge_quantized(request: MergeRequest) -> Iterator[str]:
+    """Writes a quantized checkpoint with the adapter merged in and merge.json beside it; yields lines on what was done.
+
+    Raises MergeError where less than least_kept of the adapter would be left, with the numbers and what else to do, and
+    for a method that the base does not allow; AdapterError, InputError and WriteError as merge_adapter does.
+    """
+    out = new_folder(request.out)
+    scheme = Scheme(request.into)
+    subject = find_subject(request.adapter, base=request.base, trust_remote_code=request.trust_remote_code)
+    if not subject.adapters:
+        raise AdapterError(f"{request.adapter} is no adapter and no run; name the folder of one, the base with --model")
+    checkpoint = open_base(subject.base)
+    tokenizer = tokenizer_of(subject, checkpoint)
+    name, folder = next(iter(subject.adapters.items()))
+    config = fitting_config(folder, checkpoint)
+    require_writable(out)
+    model = load_base(subject.base, subject.storage, request.device).model
+    load_adapter(model, folder, name, config=config)
+    require_mergeable(model, [name])
+    model.eval()
+    plan = _plan(request, subject, checkpoint, model, name, scheme)
+    names = plan.names(request.method)
+    widest = max(width_of(model.get_submodule(path)) for path in plan.paths)
+    texts = read_texts(request.calibration, subject, checkpoint, tokenizer, widest).to(model.device)
+    yield f"calibrating on {_tokens(texts.calibration):,} tokens of {texts.origin}, measuring on others"
+    candidates = build_candidates(plan, names, texts.calibration, texts.measured)
+    found = measured_candidates(plan, candidates, texts.measured)
+    chosen = min(candidates, key=lambda one: found[one.name].kl)
+    record = MergeRecord(str(plan.scheme), chosen.name, request.least_kept, texts, found, candidates)
+    yield from record.lines()
+    _require_kept(request, chosen.name, found, plan)
+    merged = replace_and_unload(model, chosen.layers, [name])
+    assert isinstance(merged, PreTrainedModel)
+    save_quantized(merged, tokenizer, out)
+    write_text(out / RECORD, json.dumps(record.to_dict(), indent=1) + "\n")
+    yield from inspection_lines(str(out))
+
+
+def measured_candidates(plan: MergePlan, candidates: list[Candidate], batches: list[Batch]) -> dict[str, Fidelity]:
+    """How each candidate stands beside the adapter on its base, by name."""
+    model, book = plan.model, adapters_of(plan.model)
+
+    def voice(context: Callable[[], Any]) -> Callable[[Batch], tuple[Tensor, Tensor]]:
+        def speak(batch: Batch) -> tuple[Tensor, Tensor]:
+            with context():
+                return scored_logits(model, batch)
+
+        return speak
+
+    voices = {one.name: voice(partial(replaced, model, one.layers)) for one in candidates}
+    with evaluating(model):
+        return merge_fidelity(voice(book.disabled), voice(nullcontext), voices, batches)
+
+
+@dataclass(frozen=True)
+class MergeRecord:
+    """What a merge was measured to keep, for merge.json and for people."""
+
+    scheme: str
+    chosen: str
+    least_kept: float
+    texts: Texts
+    found: Mapping[str, Fidelity]
+    candidates: list[Candidate]
+
+    def lines(self) -> Iterator[str]:
+        """A line a candidate, the chosen one marked, and the losses."""
+        for candidate in self.candidates:
+            one = self.found[candidate.name]
+            mark = "*" if candidate.name == self.chosen else " "
+            yield (
+                f"{mark} {candidate.name}: keeps {one.kept:.0%} of the adapter's effect, changes {one.other:.2f} of it "
+                f"beside; KL {one.kl:.4f}, same top choice {one.agreement:.1%}{_layers(candidate.kept)}"
+            )
+        one = self.found[self.chosen]
+        if one.other > 1:
+            yield "warning: what the merge changes beside the adapter's effect is larger than that effect"
+        yield (
+            f"loss: base {one.base_loss:.4f}, adapter on base {one.adapted_loss:.4f}, merged {one.merged_loss:.4f} "
+            f"over {one.positions:,} positions"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What merge.json holds."""
+        return {
+            "scheme": self.scheme,
+            "method": self.chosen,
+            "least_kept": self.least_kept,
+            "text": self.texts.origin,
+            "calibration_tokens": _tokens(self.texts.calibration),
+            "measured": {name: fidelity.to_dict() for name, fidelity in self.found.items()},
+            "layers": {
+                candidate.name: {
+                    path: {"kept": kept.kept, "other": kept.other} for path, kept in candidate.kept.items()
+                }
+                for candidate in self.candidates
+            },
+        }
+
+
+def _plan(
+    request: MergeRequest, subject: Subject, checkpoint: Checkpoint, model: PreTrainedModel, name: str, scheme: Scheme
+) -> MergePlan:
+    dense = Storage(subject.storage.task, None, subject.storage.labels)
+    quantized = {path: layer for path, layer in _base_layers(model) if isinstance(layer, QuantizedLinear)}
+    source = _source(request, subject, checkpoint, model, dense) if quantized else None
+    if quantized:
+        found = next(iter(quantized.values())).scheme
+        if found.format == scheme.format:
+            scheme = found
+        return MergePlan(model, name, list(quantized), scheme, source)
+    whole = SourceWeights(checkpoint, skeleton(checkpoint, subject.base, dense, torch.device("cpu")))
+    return MergePlan(model, name, [path for path in whole.layers if path not in whole.dense], scheme, None)
+
+
+def _source(
+    request: MergeRequest, subject: Subject, checkpoint: Checkpoint, model: PreTrainedModel, dense: Storage
+) -> SourceWeights | None:
+    """The 16-bit weights of a quantized base: named, or those that it was quantized from on loading."""
+    section = subject.base
+    if request.base_16bit is not None:
+        section = section.model_copy(update={"path": request.base_16bit})
+        checkpoint = open_base(section)
+    elif quantization_of(checkpoint.config) is not None:
+        return None
+    return SourceWeights(checkpoint, skeleton(checkpoint, section, dense, torch.device("cpu")))
+
+
+def _base_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for path, module in model.named_modules():
+        yield path.removesuffix(".base_layer"), module
+
+
+def _require_kept(request: MergeRequest, chosen: str, found: Mapping[str, Fidelity], plan: MergePlan) -> None:
+    one = found[chosen]
+    if one.kept >= request.least_kept or request.force:
+        return
+    others = [name for name in plan.names("auto") if name not in found]
+    more = f"; --method auto tries {', '.join(others)} too" if others else ""
+    bits = "" if plan.source or not plan.quantized else "; --base-16bit names the model that the base was made from"
+    raise MergeError(
+        f"{request.into} by {chosen} keeps {one.kept:.0%} of the adapter's effect on the logits, less than "
+        f"--least-kept {request.least_kept:g} (other change {one.other:.2f}, KL {one.kl:.4f}); keep the adapter beside "
+        f"its base, merge --into bf16 or int8{bits}{more}, or write it all the same with --force"
+    )
+
+
+def _tokens(batches: list[Batch]) -> int:
+    return sum(
+        batch.input_ids.numel() if batch.attention_mask is None else int(batch.attention_mask.sum())
+        for batch in batches
+    )
+
+
+def _layers(kept: Mapping[str, Kept]) -> str:
+    if not kept:
+        return ""
+    middle = statistics.median(one.kept for one in kept.values())
+    return f"; its layers {middle:.0%} at the median, {min(one.kept for one in kept.values()):.0%} at the least"
