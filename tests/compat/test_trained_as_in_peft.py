@@ -84,4 +84,9 @@ def test_the_checkpoint_holds_the_files_that_peft_would_write(told, storage):
 
 @pytest.mark.parametrize("task", ["sft", "dpo"])
 def test_trl_wants_the_model_wrapped_before(report, task):
-    assert "`peft_config` must be a `peft.PeftConfig` instance" in report[task]["refusal"]
+    assert "`peft_config` must be a `peft.PeftConfig` instance" in report[task]["config"]
+
+
+@pytest.mark.parametrize("task", ["sft", "dpo"])
+def test_trl_refuses_an_adapted_head_which_it_would_leave_untrained(report, task):
+    assert "Applying a PEFT adapter to `lm_head` is not supported" in report[task]["head"]

@@ -146,10 +146,10 @@ def sorted_names(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.safetensors"))
 
 
-def refusal(task: str) -> str:
-    """What TRL says to one of our configs in the place of PEFT's."""
+def refusal(task: str, model: Any, **more: Any) -> str:
+    """What TRL says to what it cannot train."""
     try:
-        trainer_of(task, base_model("lorasmith", "dense"), out / "refused", peft_config=lorasmith.LoraConfig())
+        trainer_of(task, model, out / "refused", **more)
     except (TypeError, ValueError) as error:
         return str(error)
     return ""
@@ -161,5 +161,7 @@ told: dict[str, Any] = {
     for task in KINDS
 }
 for task in ("sft", "dpo"):
-    told[task]["refusal"] = refusal(task)
+    told[task]["config"] = refusal(task, base_model("lorasmith", "dense"), peft_config=lorasmith.LoraConfig())
+    head = lorasmith.LoraConfig(target_modules=["lm_head"], task_type="CAUSAL_LM")
+    told[task]["head"] = refusal(task, lorasmith.get_peft_model(base_model("lorasmith", "dense"), head))
 print(json.dumps(told))

@@ -1,13 +1,11 @@
 """PeftModel: the wrapper that PEFT's users write against."""
 
 import copy
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import ModuleType
 from typing import Any, Self
 
 from huggingface_hub import CommitInfo
@@ -32,6 +30,7 @@ from lorasmith.compat.adapter_names import most_repeats, named_rows
 from lorasmith.compat.base_name import with_base_name
 from lorasmith.compat.base_signature import BaseSignature, forward
 from lorasmith.compat.load_result import LoadResult
+from lorasmith.compat.real_peft import as_peft_sees, real_peft
 from lorasmith.compat.renaming import renamed
 from lorasmith.errors import AdapterError
 from lorasmith.methods import AdapterConfig
@@ -149,7 +148,7 @@ class PeftModel(AdapterLife):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The whole state with real peft at hand, which selects from it; else the active adapter in PEFT's keys."""
-        if _real_peft() is not None or args or kwargs:
+        if real_peft() is not None or args or kwargs:
             return super().state_dict(*args, **kwargs)
         return adapter_state(self.get_base_model(), self.active_adapter)
 
@@ -191,6 +190,10 @@ class PeftModel(AdapterLife):
 
     # --- passing for PEFT's and transformers' own
 
+    def get_output_embeddings(self) -> Any:
+        """The output head; TRL refuses an adapted one, which it would leave untrained, by PEFT's class of it."""
+        return as_peft_sees(self.get_base_model().get_output_embeddings())
+
     def generate(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
         """Generate with the active adapters, or with an adapter of its own for each row, "__base__" for none."""
         model = self.get_base_model()
@@ -203,7 +206,7 @@ class PeftModel(AdapterLife):
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        peft = _real_peft()
+        peft = real_peft()
         mine = type(self)
         return mine if peft is None else getattr(peft, mine.__name__, getattr(peft, "PeftModel", mine))
 
@@ -247,11 +250,6 @@ def _load(
     except AdapterError as error:
         raise AdapterError(f"{folder}: {error}") from None
     return content.config
-
-
-def _real_peft() -> ModuleType | None:
-    """The real peft, if something has imported it."""
-    return sys.modules.get("peft")
 
 
 def _blank(kind: type[PeftModel]) -> PeftModel:
