@@ -46,17 +46,22 @@ from lorasmith.compat.task_models import (
 )
 from lorasmith.errors import LorasmithError
 from lorasmith.methods import PeftType, TaskType
+from lorasmith.methods.adalora import AdaLoraConfig
 from lorasmith.methods.bitfit import BitFitConfig
 from lorasmith.methods.bottleneck import BottleneckConfig
 from lorasmith.methods.config import PromptLearningConfig
 from lorasmith.methods.full import FullConfig
 from lorasmith.methods.ia3 import IA3Config
 from lorasmith.methods.inits import EvaConfig, LoftQConfig
+from lorasmith.methods.loha import LoHaConfig
+from lorasmith.methods.lokr import LoKrConfig
 from lorasmith.methods.lora import LoraConfig
+from lorasmith.methods.oft import OFTConfig
 from lorasmith.methods.p_tuning import PromptEncoderConfig, PromptEncoderReparameterizationType
 from lorasmith.methods.prefix_tuning import PrefixTuningConfig
 from lorasmith.methods.prompt_tuning import PromptTuningConfig, PromptTuningInit
 from lorasmith.methods.trainable_tokens import TrainableTokensConfig
+from lorasmith.methods.vera import VeraConfig
 from lorasmith.models.bitsandbytes_config import BitsAndBytesConfig
 from lorasmith.models.load import load
 from lorasmith.models.quantization_config import QuantizationConfig
@@ -71,6 +76,7 @@ __version__ = VERSION
 __all__ = [
     "MODEL_TYPE_TO_PEFT_MODEL_MAPPING",
     "PEFT_TYPE_TO_CONFIG_MAPPING",
+    "AdaLoraConfig",
     "AutoPeftModel",
     "AutoPeftModelForCausalLM",
     "AutoPeftModelForFeatureExtraction",
@@ -84,10 +90,13 @@ __all__ = [
     "EvaConfig",
     "FullConfig",
     "IA3Config",
+    "LoHaConfig",
+    "LoKrConfig",
     "LoftQConfig",
     "LoraConfig",
     "LorasmithError",
     "NoMatchingPeftModuleError",
+    "OFTConfig",
     "PeftConfig",
     "PeftError",
     "PeftMixedModel",
@@ -110,6 +119,7 @@ __all__ = [
     "Scheme",
     "TaskType",
     "TrainableTokensConfig",
+    "VeraConfig",
     "adapters_of",
     "cast_mixed_precision_params",
     "convert_to_lora",

@@ -16,10 +16,13 @@ from pydantic import BaseModel
 from lorasmith.data.record import Record
 from lorasmith.data.shapes import SHAPES, shape_of
 from lorasmith.methods import methods
+from lorasmith.methods.adalora.config import UNREAD
 from lorasmith.methods.lora.config import _VARIANTS
 from lorasmith.recipes.method_section import _FILLED_IN
 from lorasmith.recipes.recipe import Recipe
 
+# fields that are refused at any value but their default
+NOT_BUILT = {"lora": _VARIANTS, "adalora": UNREAD}
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
@@ -70,7 +73,7 @@ def method_rows() -> list[str]:
     for name in sorted(methods.names()):
         config = methods[name].config_class
         for field in dataclasses.fields(config):
-            if field.name in _FILLED_IN or (name == "lora" and field.name in _VARIANTS):
+            if field.name in _FILLED_IN or field.name in NOT_BUILT.get(name, ()):
                 continue
             # a recipe may place a method elsewhere than its config does
             placed = methods[name].recipe_targets if field.name == "target_modules" else None

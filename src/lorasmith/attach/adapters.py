@@ -15,7 +15,7 @@ from lorasmith.attach.saved_module import SavedModule
 from lorasmith.attach.selection import base_modules
 from lorasmith.attach.site_holder import SiteHolder
 from lorasmith.errors import AttachError, nearest
-from lorasmith.methods import AdapterConfig, Site, SiteMethod, method_of
+from lorasmith.methods import AdapterConfig, Site, SiteMethod, TrainingPart, method_of
 
 # in front of every key of a PEFT file; soft prompts lack PEFT's tuner, and so one step
 KEY_PREFIX = "base_model.model."
@@ -38,6 +38,7 @@ class Adapters:
         self.enabled = True
         # who serves which rows while a block of by_rows lasts
         self.assigned: Assignment | None = None
+        self._training_parts: dict[str, TrainingPart | None] = {}
 
     def adapted(self) -> Iterator[tuple[str, SiteHolder]]:
         """(path, wrapper) of everything adapted, in the model's order; nested wrappers from the outermost in."""
@@ -194,6 +195,7 @@ class Adapters:
         self.base_tensors.remove(name)
         self.class_names.forget(name)
         del self.configs[name]
+        self._training_parts.pop(name, None)
         self.base_tensors.place(self.active if self.enabled else [])
 
     def parameters(self, name: str) -> list[nn.Parameter]:
@@ -262,6 +264,33 @@ class Adapters:
         """Take over tensors of one adapter's sites as `exported` gives them."""
         for site, keys in self.file_sites(name):
             site.take_exported_({key: state[whole] for key, whole in keys.items()})
+
+    def saved_tensors(self, name: str) -> dict[str, Tensor]:
+        """The adapter's tensors by their keys in a PEFT file, as a file holds them."""
+        found = self.tensors(name)
+        return found | {whole: site.saved(key, found[whole]) for whole, site, key in self._keyed(name)}
+
+    def restored_tensors(self, name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a file with those of sites as the sites hold them."""
+        held = [(whole, site, key) for whole, site, key in self._keyed(name) if whole in state]
+        return dict(state) | {whole: site.restored(key, state[whole]) for whole, site, key in held}
+
+    def _keyed(self, name: str) -> Iterator[tuple[str, Site, str]]:
+        """(whole key in a PEFT file, site, the site's own key) of every tensor of the adapter's sites."""
+        return ((whole, site, key) for site, keys in self.file_sites(name) for key, whole in keys.items())
+
+    def training_parts(self) -> dict[str, TrainingPart]:
+        """What the methods of the adapters that train now do during training, by adapter; each is made once."""
+        training = [name for name in self.active if self.enabled and not self.configs[name].inference_mode]
+        for name in training:
+            if name not in self._training_parts:
+                self._training_parts[name] = self._new_training_part(name)
+        parts = {name: self._training_parts[name] for name in training}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def _new_training_part(self, name: str) -> TrainingPart | None:
+        method = method_of(self.configs[name])
+        return method.training_part(self.configs[name], self.sites(name)) if isinstance(method, SiteMethod) else None
 
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         """(name, parameter) of everything that trains now."""

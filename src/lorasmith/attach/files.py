@@ -50,7 +50,7 @@ def adapter_state(
     save_embeddings adds the embeddings (and an untied head); "auto" does so where they were resized or adapted.
     """
     book = adapters_of(model)
-    state = {key: value.detach() for key, value in book.tensors(name).items()}
+    state = {key: value.detach() for key, value in book.saved_tensors(name).items()}
     if book.prompted is not None and name in book.prompted.encoder:
         state[PROMPT_KEY] = book.prompted.of(name).stored()
     state |= book.base_tensors.values(name)
@@ -72,7 +72,7 @@ def load_adapter_state(
     """
     book = adapters_of(model)
     book.check(name)
-    state = from_older_layouts(book, name, state)
+    state = book.restored_tensors(name, from_older_layouts(book, name, state))
     places = book.tensors(name)
     base = book.base_tensors.values(name)
     embeddings = _take_embeddings(book, state, set(places) | set(base))

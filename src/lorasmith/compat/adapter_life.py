@@ -196,3 +196,7 @@ class AdapterLife(nn.Module):
     def unload(self) -> nn.Module:
         """The base model without adapters."""
         return unload(self.get_base_model())
+
+    def update_and_allocate(self, global_step: int) -> None:
+        """Share out AdaLoRA's ranks after step global_step, between backward and zero_grad."""
+        self.base_model.update_and_allocate(global_step)

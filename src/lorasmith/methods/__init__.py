@@ -22,6 +22,7 @@ from lorasmith.methods.method import (
 from lorasmith.methods.names import CLASSIFICATION, PeftType, TaskType
 from lorasmith.methods.registry import config_from_fields, method_of, methods
 from lorasmith.methods.site import BaseWeight, Constant, Site, Vector
+from lorasmith.methods.training_part import TrainingPart
 
 __all__ = [
     "CLASSIFICATION",
@@ -43,6 +44,7 @@ __all__ = [
     "SiteMethod",
     "TargetedConfig",
     "TaskType",
+    "TrainingPart",
     "Vector",
     "config_from_fields",
     "dense_weight",

@@ -25,6 +25,8 @@ class AdapterConfig:
     METHOD: ClassVar[str]
     # whether a classifier's new head trains beside the adapter without being asked to, as in PEFT
     trains_heads: ClassVar[bool] = True
+    # fields that PEFT's class has not, and would warn of: they are written only where they say something
+    OURS: ClassVar[tuple[str, ...]] = ()
 
     task_type: TaskType | str | None = None
     peft_type: PeftType | str | None = None
@@ -64,7 +66,8 @@ class AdapterConfig:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write adapter_config.json into folder."""
-        write_text(Path(folder) / CONFIG_FILE, json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n")
+        values = {name: value for name, value in self.to_dict().items() if value is not None or name not in self.OURS}
+        write_text(Path(folder) / CONFIG_FILE, json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 def read_config_fields(folder: str | Path) -> dict[str, Any]:

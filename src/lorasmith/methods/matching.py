@@ -1,9 +1,12 @@
 """When a module's path is meant by a name, a list of names or an expression."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 from lorasmith.errors import AttachError
+
+V = TypeVar("V")
 
 
 def matches(path: str, wanted: str | Iterable[str] | None) -> bool:
@@ -38,3 +41,11 @@ def layer_number(path: str, lists: list[str]) -> int | None:
         if found:
             return int(found[1])
     return None
+
+
+def patterned(patterns: Mapping[str, V], path: str, default: V) -> V:
+    """The value of the first pattern that is the whole path or a dotted end of it, as PEFT matches, else default."""
+    for pattern, value in patterns.items():
+        if compiled(rf"(.*\.)?({pattern})$", "rank_pattern or alpha_pattern").match(path):
+            return value
+    return default

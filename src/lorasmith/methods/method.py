@@ -11,6 +11,7 @@ from lorasmith.methods.config import AdapterConfig, PromptLearningConfig, Target
 from lorasmith.methods.layer import LayerSpec
 from lorasmith.methods.names import TaskType
 from lorasmith.methods.site import Site
+from lorasmith.methods.training_part import TrainingPart
 from lorasmith.models.shape import ModelShape
 
 # stands for the model's input embedding where a method is placed on that
@@ -79,6 +80,10 @@ class SiteMethod(Method[T], Generic[T]):
     def biases(self, config: T) -> str:
         """Which biases of the base train too: "none", "all", or "lora_only" for those of the adapted modules."""
         return "none"
+
+    def training_part(self, config: T, sites: Sequence[tuple[str, Site]]) -> TrainingPart | None:
+        """What the method does during training, for the adapter that has these sites (path, site); made once."""
+        return None
 
 
 class InputMethod(Method[P], Generic[P]):

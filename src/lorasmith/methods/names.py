@@ -8,6 +8,11 @@ class PeftType(StrEnum):
 
     LORA = "LORA"
     IA3 = "IA3"
+    LOHA = "LOHA"
+    LOKR = "LOKR"
+    VERA = "VERA"
+    ADALORA = "ADALORA"
+    OFT = "OFT"
     PROMPT_TUNING = "PROMPT_TUNING"
     P_TUNING = "P_TUNING"
     PREFIX_TUNING = "PREFIX_TUNING"

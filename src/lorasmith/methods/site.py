@@ -137,12 +137,20 @@ class Site(nn.Module):
 
     def exported(self) -> dict[str, Tensor]:
         """The tensors that a file holds for any program, by its keys: those of file_keys, unless it says otherwise."""
-        return self.file_tensors()
+        return {key: self.saved(key, value) for key, value in self.file_tensors().items()}
 
     def take_exported_(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over tensors as `exported` gives them."""
         for key, place in self.file_tensors().items():
-            place.copy_(tensors[key])
+            place.copy_(self.restored(key, tensors[key]))
+
+    def saved(self, key: str, value: Tensor) -> Tensor:
+        """What a file holds of a tensor of this site, by its key there: all of it, or what of it has an effect."""
+        return value
+
+    def restored(self, key: str, value: Tensor) -> Tensor:
+        """The tensor as this site holds it, from what a file holds of it."""
+        return value
 
 
 class Vector(nn.Module):

@@ -28,6 +28,24 @@ LORA_TARGETS: dict[str, list[str] | str] = {
     "rwkv7": ["r_proj", "k_proj", "v_proj", "o_proj", "key", "value"],
 }
 
+# what VeraConfig() and AdaLoraConfig() without target_modules adapt
+VERA_TARGETS: dict[str, list[str] | str] = LORA_TARGETS | {"phi": ["q_proj", "v_proj"]}
+ADALORA_TARGETS: dict[str, list[str] | str] = {
+    **{key: ["q_proj", "v_proj"] for key in ("gptj", "gpt_neo", "llama", "llama4")},
+    **{key: ["q_proj", "v_proj"] for key in ("gemma", "gemma2", "gemma3_text", "qwen2", "qwen3")},
+    **{key: ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"] for key in ("bart", "opt")},
+    **{key: ["c_attn"] for key in ("gpt2", "gpt_bigcode")},
+    **{key: ["query_key_value"] for key in ("bloom", "gpt_neox")},
+    "t5": ["q", "k", "v", "o", "wi", "wo"],
+    "mt5": ["q", "k", "v", "o", "wi_0", "wi_1", "wo"],
+    "bert": ["query", "value"],
+    "roberta": ["query", "key", "value", "dense"],
+    "deberta-v2": ["query_proj", "key_proj", "value_proj", "dense"],
+    "deberta": ["in_proj"],
+    "gemma4": r".*language_model\..*\.(q_proj|v_proj)",
+    "nemotron_h": ["q_proj", "k_proj", "v_proj", "o_proj"],
+}
+
 # what IA3Config() without target_modules rescales
 IA3_TARGETS: dict[str, list[str]] = {
     **{key: ["k_proj", "v_proj", "down_proj"] for key in ("llama", "mistral")},

@@ -2,6 +2,7 @@
 
 trainable.safetensors   every trained tensor by parameter name
 optimizer.safetensors   what the optimizer remembers
+method.safetensors      what the methods remember beside what they train (AdaLoRA's scores), where they do
 random.safetensors      states of torch's generators
 state.json              position, data position, other generators, and the digests of the files above
 """
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from lorasmith.atomic import atomic_folder
 from lorasmith.errors import RunError
+from lorasmith.methods import TrainingPart
 from lorasmith.training import random_state
 from lorasmith.training.optimizers import Optimizer
 from lorasmith.training.position import Position
@@ -30,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"step-(\d{6,})")
 _TRAINABLE, _OPTIMIZER, _RANDOM = "trainable.safetensors", "optimizer.safetensors", "random.safetensors"
+_METHOD = "method.safetensors"
 _STATE = "state.json"
 _VERSION = 1
 
@@ -58,6 +61,7 @@ def save(
     optimizer: Optimizer,
     position: Position,
     loader_state: Mapping[str, Any],
+    parts: Mapping[str, TrainingPart] | None = None,
 ) -> Checkpoint:
     """Write the checkpoint of position.step into checkpoints; WriteError where the disk does not take it."""
     path = checkpoints / f"step-{position.step:06d}"
@@ -73,7 +77,12 @@ def save(
         save_file(_copied(parameters), temporary / _TRAINABLE)
         save_file(_copied(optimizer.state_tensors()), temporary / _OPTIMIZER)
         save_file(_copied(random_state.captured_tensors()), temporary / _RANDOM)
-        state["sha256"] = {name: _digest(temporary / name) for name in (_TRAINABLE, _OPTIMIZER, _RANDOM)}
+        names = [_TRAINABLE, _OPTIMIZER, _RANDOM]
+        if parts:
+            kept = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state().items()}
+            save_file(_copied(kept), temporary / _METHOD)
+            names.append(_METHOD)
+        state["sha256"] = {name: _digest(temporary / name) for name in names}
         (temporary / _STATE).write_text(json.dumps(state), encoding="utf-8")
     return Checkpoint(path, state)
 
@@ -121,6 +130,18 @@ def load_trainable_(checkpoint: Checkpoint, parameters: Mapping[str, nn.Paramete
             )
     for name, tensor in tensors.items():
         parameters[name].copy_(tensor)
+
+
+def load_parts_(checkpoint: Checkpoint, parts: Mapping[str, TrainingPart]) -> None:
+    """Put back what the methods remember, by adapter; RunError where the checkpoint holds nothing of theirs."""
+    if not parts:
+        return
+    if not (checkpoint.path / _METHOD).is_file():
+        raise RunError(f"{checkpoint.path} holds no {_METHOD}; resume with the run's own recipe")
+    tensors = load_file(checkpoint.path / _METHOD)
+    for name, part in parts.items():
+        start = f"{name}."
+        part.load_state({key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)})
 
 
 def prune(checkpoints: Path, keep: int, best_step: int | None) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
+from lorasmith.attach import adapters_of
 from lorasmith.data.batch import Batch
 from lorasmith.errors import RecipeError, RunError
 from lorasmith.models.activation_checkpointing import recomputed
@@ -89,7 +90,9 @@ def run(
     random_state.seed_all(settings.seed)
     optimizer = build(parameters, settings)
     loss = loss or loss_for(model, "causal", settings.objective)
-    step = TrainingStep(parameters, optimizer, loss, settings.clip, autocast_dtype(model, settings.dtype))
+    dtype, total = autocast_dtype(model, settings.dtype), settings.total_steps(loader.epoch_batches())
+    parts = adapters_of(base_model(model)).training_parts()
+    step = TrainingStep(parameters, optimizer, loss, settings.clip, dtype, parts, total)
     loop = Loop(model, loader, settings, folder, step, evaluate, [JsonLines(folder.metrics), *loggers])
     if resume:
         loop.resume()
@@ -123,6 +126,7 @@ class Loop:
             logger.warning("%s has no whole checkpoint; the run starts from its beginning", self.folder.path)
         else:
             self.position, loader_state = checkpoint.restore(found, self.step.parameters, self.step.optimizer)
+            checkpoint.load_parts_(found, self.step.parts)
             self.loader.load_state_dict(loader_state)
         checkpoint.remove_after(self.folder.checkpoints, self.position.step)
 
@@ -247,8 +251,9 @@ class Loop:
         return True
 
     def _save(self) -> None:
-        folder = self.folder.checkpoints
-        checkpoint.save(folder, self.step.parameters, self.step.optimizer, self.position, self.loader.state_dict())
+        folder, step = self.folder.checkpoints, self.step
+        state = self.loader.state_dict()
+        checkpoint.save(folder, step.parameters, step.optimizer, self.position, state, step.parts)
         checkpoint.prune(folder, self.settings.keep_checkpoints, self.position.best_step)
 
     def _take_best(self) -> None:
@@ -261,6 +266,7 @@ class Loop:
                 f"{self.folder.checkpoints}; the last one is whole"
             )
         checkpoint.load_trainable_(best, self.step.parameters)
+        checkpoint.load_parts_(best, self.step.parts)
 
     def _last_good(self) -> str:
         found = checkpoint.latest(self.folder.checkpoints)

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from lorasmith.data.batch import Batch
 from lorasmith.errors import RunError
+from lorasmith.methods import TrainingPart
 from lorasmith.training.loss import Loss
 from lorasmith.training.optimizers import Optimizer
 from lorasmith.training.precision import computing
@@ -31,13 +32,19 @@ class StepResult:
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """Forward, backward, clip, optimizer. autocast is the dtype of activations, or None for the weights' own."""
+    """Forward, backward, clip, optimizer. autocast is the dtype of activations, or None for the weights' own.
+
+    parts are what methods do during the training of total steps, by adapter. Their penalties are added once, to the
+    mean loss of a step; its result does not count them.
+    """
 
     parameters: Mapping[str, nn.Parameter]
     optimizer: Optimizer
     loss: Loss
     clip: float | None
     autocast: torch.dtype | None
+    parts: Mapping[str, TrainingPart] = field(default_factory=dict)
+    total: int | None = None
 
     def __call__(self, step: int, batches: Sequence[Batch], learning_rate: float) -> StepResult:
         """Take step number step (from 1) on micro-batches, weighing each target equally.
@@ -62,8 +69,14 @@ class TrainingStep:
 
     def finish(self, step: int, batches: Sequence[Batch], nll: float, learning_rate: float) -> StepResult:
         """Clip the gradients of batches, whose losses sum to nll, and move the parameters."""
+        for part in self.parts.values():
+            penalty = part.penalty()
+            if penalty is not None:
+                penalty.backward()
         grad_norm = self._clip(step)
         self.optimizer.step(learning_rate)
+        for part in self.parts.values():
+            part.after_step(step, self.total)
         self.optimizer.zero_grad()
         supervised = sum(batch.supervised for batch in batches)
         return StepResult(nll, supervised, sum(_tokens(batch) for batch in batches), grad_norm)

@@ -115,7 +115,9 @@ def _loop(job: Job, loss: SharedLoss) -> Loop:
 
     settings, dtype = job.settings, autocast_dtype(model, job.settings.dtype)
     own_loss = loss.alone(job.adapter, settings.objective)
-    step = TrainingStep(parameters, build(parameters, settings), own_loss, settings.clip, dtype)
+    parts = {name: part for name, part in book.training_parts().items() if name == job.adapter}
+    total = settings.total_steps(job.loader.epoch_batches())
+    step = TrainingStep(parameters, build(parameters, settings), own_loss, settings.clip, dtype, parts, total)
     loggers = [JsonLines(job.folder.metrics), *job.loggers]
     return Loop(model, job.loader, settings, job.folder, step, None if evaluate is None else evaluated, loggers)
 

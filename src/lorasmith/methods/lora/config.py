@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 from lorasmith.errors import AttachError
 from lorasmith.methods.config import LayeredConfig
 from lorasmith.methods.inits import EvaConfig, LoftQConfig, Start, start_of
-from lorasmith.methods.matching import compiled
+from lorasmith.methods.matching import patterned
 
 # PEFT's fields for variants that this version does not have: accepted at these values, refused at any other
 _VARIANTS: dict[str, tuple[Any, ...]] = {
@@ -124,11 +124,11 @@ class LoraConfig(LayeredConfig):
 
     def rank_of(self, path: str) -> int:
         """Rank of the module at path."""
-        return _patterned(self.rank_pattern, path, self.r)
+        return patterned(self.rank_pattern, path, self.r)
 
     def alpha_of(self, path: str) -> float:
         """Alpha of the module at path."""
-        return _patterned(self.alpha_pattern, path, self.lora_alpha)
+        return patterned(self.alpha_pattern, path, self.lora_alpha)
 
     def with_ranks(self, ranks: Mapping[str, int], paths: Sequence[str]) -> Self:
         """This config for the modules at paths, those in ranks with another rank; EVA's may be 0, for no adapter.
@@ -160,11 +160,3 @@ def _settled(settings: EvaConfig | dict[str, Any] | None, wanted: bool) -> EvaCo
     if isinstance(settings, EvaConfig):
         return settings
     return EvaConfig(**(settings or {})) if wanted else None
-
-
-def _patterned(patterns: dict[str, Any], path: str, default: Any) -> Any:
-    # the first pattern that is the whole path or a dotted end of it, as PEFT matches
-    for pattern, value in patterns.items():
-        if compiled(rf"(.*\.)?({pattern})$", "rank_pattern or alpha_pattern").match(path):
-            return value
-    return default
