@@ -53,6 +53,7 @@ from lorasmith.methods.config import PromptLearningConfig
 from lorasmith.methods.full import FullConfig
 from lorasmith.methods.ia3 import IA3Config
 from lorasmith.methods.inits import EvaConfig, LoftQConfig
+from lorasmith.methods.ln_tuning import LNTuningConfig
 from lorasmith.methods.loha import LoHaConfig
 from lorasmith.methods.lokr import LoKrConfig
 from lorasmith.methods.lora import LoraConfig
@@ -60,6 +61,7 @@ from lorasmith.methods.oft import OFTConfig
 from lorasmith.methods.p_tuning import PromptEncoderConfig, PromptEncoderReparameterizationType
 from lorasmith.methods.prefix_tuning import PrefixTuningConfig
 from lorasmith.methods.prompt_tuning import PromptTuningConfig, PromptTuningInit
+from lorasmith.methods.shira import ShiraConfig
 from lorasmith.methods.trainable_tokens import TrainableTokensConfig
 from lorasmith.methods.vera import VeraConfig
 from lorasmith.models.bitsandbytes_config import BitsAndBytesConfig
@@ -90,6 +92,7 @@ __all__ = [
     "EvaConfig",
     "FullConfig",
     "IA3Config",
+    "LNTuningConfig",
     "LoHaConfig",
     "LoKrConfig",
     "LoftQConfig",
@@ -117,6 +120,7 @@ __all__ = [
     "PromptTuningInit",
     "QuantizationConfig",
     "Scheme",
+    "ShiraConfig",
     "TaskType",
     "TrainableTokensConfig",
     "VeraConfig",

@@ -184,6 +184,18 @@ CASES: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("bert", {"num_virtual_tokens": 4} | LSTM | {"encoder_num_layers": 1}),
         ("t5", {"num_virtual_tokens": 4, "encoder_dropout": 0.5}),
     ],
+    "ln_tuning": [
+        ("llama", {}),
+        ("gpt2", {}),
+        ("bert", {"target_modules": ["LayerNorm"]}),
+        ("t5", {}),
+    ],
+    "shira": [
+        ("llama", {"r": 2}),
+        ("llama", {"r": 3, "random_seed": 5, "target_modules": "all-linear", "init_weights": False}),
+        ("bert", {"r": 2}),
+        ("t5", {"r": 2}),
+    ],
     "prefix_tuning": [
         ("llama", {"num_virtual_tokens": 4}),
         ("llama", {"num_virtual_tokens": 4, "prefix_projection": True, "encoder_hidden_size": 24}),

@@ -28,6 +28,7 @@ FIELDS = {
     "prefix_tuning": {"num_virtual_tokens": 3, "prefix_projection": True},
     "prompt_tuning": {"num_virtual_tokens": 3},
     "trainable_tokens": {"token_indices": [5, 42, 1]},
+    "shira": {"r": 2},
 }
 BASES = {
     "llama": llama,

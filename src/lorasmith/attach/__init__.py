@@ -39,6 +39,7 @@ from lorasmith.attach.merging import (
     unload,
     unmerge,
 )
+from lorasmith.attach.parts import PARTS
 from lorasmith.attach.placing import attach, is_taken_by_torch
 from lorasmith.attach.quantized_merge import (
     MergedSum,
@@ -60,6 +61,7 @@ __all__ = [
     "CLASS_NAMES_FILE",
     "COMBINATION_TYPES",
     "KEY_PREFIX",
+    "PARTS",
     "PROMPT_KEY",
     "WEIGHTS_FILE",
     "Adapted",

@@ -11,7 +11,7 @@ from lorasmith.attach.adapters import KEY_PREFIX, Adapters, adapters_of
 from lorasmith.attach.parameters import linear_layers_of, select_parameters
 from lorasmith.attach.prompted import Prompted, input_embedding
 from lorasmith.attach.saved_module import SavedModule
-from lorasmith.attach.selection import ALL_LINEAR, bare, base_modules, model_type, select
+from lorasmith.attach.selection import ALL_LINEAR, bare, base_modules, model_type, select, selected
 from lorasmith.attach.site_holder import SiteHolder
 from lorasmith.attach.tying import tied_groups
 from lorasmith.errors import AttachError, nearest
@@ -32,6 +32,7 @@ from lorasmith.methods import (
 from lorasmith.models.adopt import adopt_bitsandbytes_
 from lorasmith.models.families import HEADS
 from lorasmith.models.shape import model_shape
+from lorasmith.quantized import QuantizedWeight
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ def attach(
             assert isinstance(config, PromptLearningConfig)
             _place_prompt(book, config, method, adapter_name)
         elif isinstance(method, SelectiveMethod):
+            assert isinstance(config, TargetedConfig)
             _place_selection(book, config, method, adapter_name)
     except Exception:
         before = book.active
@@ -202,23 +204,36 @@ def _place_prompt(book: Adapters, config: PromptLearningConfig, method: InputMet
     book.prompted.add(name, prompt)
 
 
-def _place_selection(book: Adapters, config: AdapterConfig, method: SelectiveMethod, name: str) -> None:
-    chosen = {}
-    for path, module in base_modules(book.model):
-        if isinstance(module, SavedModule):
-            continue
+def _place_selection(book: Adapters, config: TargetedConfig, method: SelectiveMethod, name: str) -> None:
+    chosen, quantized = {}, []
+    for path, module in selected(book.model, config, method):
         base, deeper = bare(module)
         for tensor, parameter in base.named_parameters(recurse=False):
             full = f"{path}.{tensor}" if path else tensor
-            if parameter.is_floating_point() and method.selects(config, full, parameter):
-                chosen[f"{KEY_PREFIX}{path}.{deeper}{tensor}"] = parameter
+            if not method.selects(config, full, parameter):
+                continue
+            if parameter.is_floating_point():
+                chosen[f"{KEY_PREFIX}{path}.{deeper}{method.infix}{tensor}"] = parameter
+            elif isinstance(base, QuantizedWeight):
+                quantized.append(path)
     whole = any(name in module.modules_to_save for _, module in book.saved_modules())
     if not chosen and not whole:
-        raise AttachError(
-            f"{config.METHOD} selects no tensor of {type(book.model).__name__} (a model without biases has "
-            "none to train); choose another method, such as LoRA"
-        )
+        raise AttachError(f"{config.METHOD} selects no tensor of {type(book.model).__name__}{_why(quantized)}")
+    if quantized:
+        log.warning("%s trains %d tensors%s", config.METHOD, len(chosen), _why(quantized))
     book.base_tensors.add(name, chosen)
+
+
+def _why(quantized: list[str]) -> str:
+    """What a selective method leaves out, for the end of a sentence."""
+    if not quantized:
+        return " (a model without biases has none to train); choose other modules, or another method, such as LoRA"
+    paths = dict.fromkeys(quantized)
+    names = sorted({path.rpartition(".")[2] for path in paths})
+    return (
+        f"; {len(paths)} quantized weights ({', '.join(names)}) cannot train and stay as they are; leave them out of "
+        "the quantization (quantization.skip), or adapt them with LoRA"
+    )
 
 
 def _complete_modules_to_save(model: nn.Module, config: AdapterConfig) -> None:

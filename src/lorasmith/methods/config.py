@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from pathlib import Path
@@ -14,6 +15,7 @@ from lorasmith.methods.names import PeftType, TaskType
 CONFIG_FILE = "adapter_config.json"
 # written by PEFT for its own use; nothing here reads them
 _FOREIGN = {"peft_version"}
+_PLACE = re.compile(r"(first|last)-(half|[1-9]\d*)|\d+-\d+")
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +68,8 @@ class AdapterConfig:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write adapter_config.json into folder."""
-        values = {name: value for name, value in self.to_dict().items() if value is not None or name not in self.OURS}
+        ours = (*self.OURS, "layers")
+        values = {name: value for name, value in self.to_dict().items() if value is not None or name not in ours}
         write_text(Path(folder) / CONFIG_FILE, json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
@@ -100,11 +103,21 @@ class TargetedConfig(AdapterConfig):
     """Fields of the methods that are placed on modules.
 
     target_modules is a list of names (a module matches by its whole path or the end of it), a regular expression that
-    must match the whole path, or "all-linear"; None takes PEFT's choice for the model type.
+    must match the whole path, or one word for a part of the model: "all-linear", "attention", "mlp", "embeddings",
+    "head" or "norms"; None takes PEFT's choice for the model type. layers confines the method to layers by their place:
+    "first-half", "last-half", "first-4", "last-2" or "3-7". Both are saved as the names and numbers that were found.
+    Raises AttachError for a place that is none of these.
     """
 
     target_modules: list[str] | set[str] | str | None = None
     exclude_modules: list[str] | set[str] | str | None = None
+    # in no file once it is placed: PEFT does not know it
+    layers: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layers is not None and not _PLACE.fullmatch(self.layers):
+            raise AttachError(f"layers={self.layers!r} is none of first-half, last-half, first-N, last-N, N-N")
 
     @property
     def parameter_names(self) -> list[str] | None:

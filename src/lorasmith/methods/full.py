@@ -9,19 +9,19 @@ from typing import ClassVar
 
 from torch import nn
 
-from lorasmith.methods.config import AdapterConfig
-from lorasmith.methods.matching import matches
+from lorasmith.methods.config import TargetedConfig
 from lorasmith.methods.method import SelectiveMethod
 from lorasmith.methods.registry import methods
 
 
 @dataclass
-class FullConfig(AdapterConfig):
-    """target_modules confines the training to these modules, whole with what is in them; None trains everything."""
+class FullConfig(TargetedConfig):
+    """target_modules confines the training to these modules, whole with what is in them; None trains everything.
+
+    So layers="last-2" alone trains the last two layers whole, and target_modules="head" or "embeddings" just these.
+    """
 
     METHOD: ClassVar[str] = "FULL"
-
-    target_modules: list[str] | set[str] | str | None = None
 
 
 class Full(SelectiveMethod[FullConfig]):
@@ -30,10 +30,7 @@ class Full(SelectiveMethod[FullConfig]):
     config_class = FullConfig
 
     def selects(self, config: FullConfig, name: str, parameter: nn.Parameter) -> bool:
-        if config.target_modules is None:
-            return True
-        parts = name.split(".")[:-1]
-        return any(matches(".".join(parts[: depth + 1]), config.target_modules) for depth in range(len(parts)))
+        return True
 
 
 methods.add("full", Full())

@@ -143,9 +143,19 @@ class Prefix(Prompt):
         """Keys and values [heads, tokens, width] of the attention layer of this number."""
 
 
-class SelectiveMethod(Method[C], Generic[C]):
-    """A method that trains tensors of the base model themselves: BitFit and its relatives."""
+class SelectiveMethod(Method[T], Generic[T]):
+    """A method that trains tensors of the base model themselves: BitFit and its relatives.
+
+    Its config says in which modules, and what is in those: target_modules None takes the whole model.
+    """
+
+    # what PEFT's files have between the path of a module and the name of its tensor
+    infix: str = ""
+
+    def default_targets(self, model_type: str) -> list[str] | str | None:
+        """Target modules for a model type, None for the whole model."""
+        return None
 
     @abstractmethod
-    def selects(self, config: C, name: str, parameter: nn.Parameter) -> bool:
-        """Whether the parameter of this full name trains."""
+    def selects(self, config: T, name: str, parameter: nn.Parameter) -> bool:
+        """Whether the parameter of this full name, in a module that is targeted, trains."""

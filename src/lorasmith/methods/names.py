@@ -17,6 +17,8 @@ class PeftType(StrEnum):
     P_TUNING = "P_TUNING"
     PREFIX_TUNING = "PREFIX_TUNING"
     TRAINABLE_TOKENS = "TRAINABLE_TOKENS"
+    LN_TUNING = "LN_TUNING"
+    SHIRA = "SHIRA"
 
 
 class TaskType(StrEnum):

@@ -104,6 +104,35 @@ BLOCK_ENDS: dict[str, list[str]] = {
     "distilbert": ["out_lin", "lin2"],
 }
 
+# what LNTuningConfig() without target_modules trains
+LN_TARGETS: dict[str, list[str]] = {
+    **{key: ["input_layernorm", "post_attention_layernorm", "norm"] for key in ("llama", "mistral", "gemma")},
+    **{
+        key: [
+            *("input_layernorm", "post_attention_layernorm", "norm"),
+            *("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+        ]
+        for key in ("gemma2", "gemma3_text")
+    },
+    **{key: ["input_layernorm", "post_attention_layernorm", "ln_f"] for key in ("bloom", "falcon")},
+    **{key: ["layer_norm", "final_layer_norm"] for key in ("t5", "mt5")},
+    **{key: ["post_attention_layernorm"] for key in ("qwen2", "qwen3")},
+    "bart": ["self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm"],
+    "gpt2": ["ln_1", "ln_2", "ln_f"],
+    "blip-2": ["layernorm", "LayerNorm", "final_layer_norm", "self_attn_layer_norm"],
+    "gptj": ["ln_1", "ln_f"],
+    "phi": ["input_layernorm", "final_layernorm"],
+    "llava": [
+        *("input_layernorm", "post_attention_layernorm", "norm"),
+        *("multi_modal_projector", "embed_tokens", "lm_head"),
+    ],
+}
+
+# what attention is called in the families, and in the names of its classes; the other linear layers of a block are its
+# feed-forward, but for these, which mix tokens without attention
+ATTENTION_WORDS = ("attn", "attention")
+MIXER_WORDS = ("mixer", "mamba", "ssm", "rwkv", "recurrent", "conv")
+
 # last name of the linear layers that choose experts: tiny, and quantizing them changes which expert answers
 ROUTERS = frozenset({"gate", "router", "shared_expert_gate", "router_proj"})
 

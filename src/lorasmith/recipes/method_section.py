@@ -38,7 +38,9 @@ def resolve_method(section: dict[str, Any]) -> dict[str, Any]:
     values = _build(name, given).to_dict()
     _require_expressions(values)
     # an empty list that was given says something: target_parameters: [] leaves experts out
-    stated = {field: values[field] for field in known if values[field] not in (None, {}, []) or given.get(field) == []}
+    stated = {
+        field: values[field] for field in known if values.get(field) not in (None, {}, []) or given.get(field) == []
+    }
     return {"name": name, **stated}
 
 
@@ -53,7 +55,7 @@ def section_of(config: AdapterConfig) -> dict[str, Any]:
     """The method section that describes a config object."""
     name = config.METHOD.lower()
     values = config.to_dict()
-    return {"name": name, **{field: values[field] for field in _fields(name) if values[field] is not None}}
+    return {"name": name, **{field: values[field] for field in _fields(name) if values.get(field) is not None}}
 
 
 def _build(name: str, values: dict[str, Any]) -> AdapterConfig:

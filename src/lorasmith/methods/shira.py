@@ -1,0 +1,143 @@
+"""SHiRA: y = x (W + S)^T with S [out, in] of rank (in + out) nonzero entries, at places chosen before training.
+
+S has as many trained values as LoRA of the same rank has, and a rank of its own that is high. Source: arXiv 2406.13175,
+section 3; "random" is its SHiRA-Rand, drawn as PEFT draws it, "magnitude" its SHiRA-WM: the weights of largest size.
+S stays sparse in the forward; only its gradient, for a moment, and merging are dense.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lorasmith.errors import AttachError
+from lorasmith.methods.config import TargetedConfig
+from lorasmith.methods.layer import LayerSpec
+from lorasmith.methods.method import SiteMethod
+from lorasmith.methods.registry import methods
+from lorasmith.methods.site import BaseWeight, Constant, Site, Vector, adapter_dtype
+from lorasmith.models.families import LORA_TARGETS
+from lorasmith.ops.precision import without_autocast
+
+_MASKS = ("random", "magnitude")
+
+
+@dataclass
+class ShiraConfig(TargetedConfig):
+    """PEFT's fields and defaults; mask_type "magnitude" is ours, and PEFT reads its files.
+
+    A layer out x in gets r (in + out) values. random_seed None is PyTorch's own fixed one, so that every run and every
+    layer of one size has the same places. Raises AttachError for a rank below 1 or an unknown mask.
+    """
+
+    METHOD: ClassVar[str] = "SHIRA"
+    OURS: ClassVar[tuple[str, ...]] = ("exclude_modules",)
+
+    r: int = 32
+    mask_type: Literal["random", "magnitude"] = "random"
+    random_seed: int | None = None
+    fan_in_fan_out: bool = False
+    init_weights: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.r < 1:
+            raise AttachError(f"r={self.r} must be at least 1")
+        if self.mask_type not in _MASKS:
+            raise AttachError(f"mask_type={self.mask_type!r} is not one of {', '.join(_MASKS)}")
+
+
+class ShiraSite(Site):
+    """The entries of S: their values [N] and, fixed, their rows and columns [2, N]."""
+
+    def __init__(self, config: ShiraConfig, layer: LayerSpec, dtype: torch.dtype) -> None:
+        super().__init__(layer)
+        self.rank, self.mask, self.seed = config.r, config.mask_type, config.random_seed
+        count, room = self.rank * (layer.in_features + layer.out_features), layer.in_features * layer.out_features
+        if count > room:
+            most = room // (layer.in_features + layer.out_features)
+            raise AttachError(f"{layer.path}: r={self.rank} asks for {count} of {room} weights; choose at most {most}")
+        value = torch.zeros(count) if config.init_weights else torch.randn(count)
+        self.shira_weight = Vector(value.to(device=layer.device, dtype=dtype))
+        self.shira_indices = Constant(torch.zeros(2, count, dtype=torch.int32, device=layer.device))
+
+    def describe(self) -> str:
+        return f"SHiRA, {self.shira_weight.weight.numel():,} {self.mask} entries"
+
+    @torch.no_grad()
+    def begin(self, weight: BaseWeight) -> None:
+        if self.layer.device.type == "meta":
+            return
+        count = self.shira_weight.weight.numel()
+        if self.mask == "magnitude":
+            places = weight().abs().flatten().topk(count).indices
+        else:
+            generator = torch.Generator()
+            if self.seed is not None:
+                generator.manual_seed(self.seed)
+            places = torch.randperm(self.layer.in_features * self.layer.out_features, generator=generator)[:count]
+        places = places.sort().values
+        rows_and_columns = torch.stack([places // self.layer.in_features, places % self.layer.in_features])
+        self.shira_indices.weight.copy_(rows_and_columns)
+
+    def after(self, x: Tensor, y: Tensor, weight: BaseWeight) -> Tensor:
+        update = _SparseProduct.apply(x, self.shira_weight.weight, self.shira_indices.weight, self.layer.out_features)
+        return y + update.to(y.dtype)
+
+    def refuses_merge(self) -> str | None:
+        return None
+
+    def delta(self, weight: Tensor) -> Tensor:
+        change = torch.zeros_like(weight)
+        values = self.shira_weight.weight.detach().to(weight)
+        return change.index_put_(tuple(self.shira_indices.weight.long().to(weight.device)), values, accumulate=True)
+
+    def file_keys(self) -> dict[str, str]:
+        return {f"{name}.weight": name for name in ("shira_weight", "shira_indices")}
+
+
+class _SparseProduct(torch.autograd.Function):
+    """x S^T in float32 for x [..., in] and the values [N] of S at indices [2, N]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, values: Tensor, indices: Tensor, out_features: int) -> Tensor:
+        ctx.save_for_backward(x, values, indices)
+        ctx.out_features = out_features
+        return _times(x, indices, values, (out_features, x.shape[-1]))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, values, indices = ctx.saved_tensors
+        (dy,) = gradients
+        size = (x.shape[-1], ctx.out_features)
+        dx = _times(dy, indices.flip(0), values, size).to(x.dtype) if ctx.needs_input_grad[0] else None
+        # one dense product and its entries: entry by entry was eight times slower
+        dense_OI = dy.flatten(0, -2).float().T @ x.flatten(0, -2).float()
+        rows, columns = indices.long()
+        return dx, dense_OI[rows, columns].to(values.dtype), None, None
+
+
+def _times(x: Tensor, indices: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
+    """x M^T [..., out] of x [..., in] and the matrix M [out, in] of size with these entries."""
+    with without_autocast(x.device):
+        matrix = torch.sparse_coo_tensor(indices.long(), values.float(), size, check_invariants=False)
+        product_OT = torch.sparse.mm(matrix, x.flatten(0, -2).float().T.contiguous())
+    return product_OT.T.unflatten(0, x.shape[:-1])
+
+
+class Shira(SiteMethod[ShiraConfig]):
+    """Sparse high-rank adaptation of linear layers."""
+
+    config_class = ShiraConfig
+
+    def site(self, config: ShiraConfig, layer: LayerSpec, float32: bool, shared: nn.Module | None) -> Site:
+        if layer.kind != "linear":
+            raise AttachError(f"{layer.path}: SHiRA serves linear layers; exclude this module")
+        return ShiraSite(config, layer, adapter_dtype(layer, float32))
+
+    def default_targets(self, model_type: str) -> list[str] | str | None:
+        return ["q_proj", "v_proj"] if model_type == "phi" else LORA_TARGETS.get(model_type)
+
+
+methods.add("shira", Shira())
