@@ -23,8 +23,10 @@ from tiny import llama, logits, quantized, shake
 peft = pytest.importorskip("peft")
 
 # what the real PEFT says on saving an adapted embedding, of a LoRA with biases, which it takes for half a matrix, of
-# VeRA without its matrices, and of a Conv1D that became a linear layer when it was quantized
+# VeRA without its matrices, of its own sparse product, of norms, and of a Conv1D that was quantized
 pytestmark = [
+    pytest.mark.filterwarnings("ignore:Unsupported layer type .*Norm:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled:UserWarning"),
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to True but the target module is:UserWarning"),
     pytest.mark.filterwarnings("ignore:Specified to not (save|load) vera_A and vera_B:UserWarning"),
     pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`:UserWarning"),

@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import yaml
 from pydantic import BaseModel
 
+from lorasmith.attach import attach
 from lorasmith.data.record import Record
 from lorasmith.data.shapes import SHAPES, shape_of
 from lorasmith.methods import methods
 from lorasmith.methods.adalora.config import UNREAD
 from lorasmith.methods.lora.config import _VARIANTS
-from lorasmith.recipes.method_section import _FILLED_IN
+from lorasmith.recipes.method_section import _FILLED_IN, method_config, resolve_method
 from lorasmith.recipes.recipe import Recipe
+from tiny import llama
 
 # fields that are refused at any value but their default
 NOT_BUILT = {"lora": _VARIANTS, "adalora": UNREAD}
@@ -80,6 +83,14 @@ def method_rows() -> list[str]:
             default = placed or default_of(field)
             rows.append(f"| `{name}` | `{field.name}` | {shown(default)} |")
     return rows
+
+
+@pytest.mark.parametrize(
+    "section", re.findall(r"^method: (\{.*\})", (DOCS / "recipes.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+)
+def test_the_method_sections_that_recipes_md_shows_are_right_and_attach(section):
+    resolved = resolve_method(yaml.safe_load(section))
+    assert attach(llama(num_hidden_layers=4), method_config(resolved, "causal", "a base")).trainable()
 
 
 def test_recipes_md_lists_every_field_with_its_default_and_no_other():

@@ -4,10 +4,13 @@ from torch import nn
 from torch.testing import assert_close
 
 import lorasmith
-from lorasmith.attach import adapters_of, attach
-from lorasmith.errors import AttachError
+from lorasmith.attach import adapter_state, adapters_of, attach, load_adapter_state
+from lorasmith.errors import AdapterError, AttachError
 from lorasmith.methods.shira import ShiraConfig
 from tiny import IDS, llama, logits, quantized, shake
+
+# what PEFT's own sparse product says
+pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled:UserWarning")
 
 
 class Layer(nn.Module):
@@ -85,6 +88,16 @@ def test_random_places_are_pefts(seed):
     for path, site in adapters_of(ours.get_base_model()).sites("default"):
         layer = theirs.base_model.model.get_submodule(path)
         assert torch.equal(layer.shira_indices["default"], site.shira_indices.weight)
+
+
+@pytest.mark.parametrize("place", [-1, 16])
+def test_places_outside_the_matrix_are_refused(place):
+    model = sparse()
+    state = {key: value.clone() for key, value in adapter_state(model).items()}
+    (key,) = [key for key in state if key.endswith("shira_indices")]
+    state[key][0, 3] = place
+    with pytest.raises(AdapterError, match="places outside the 16 x 24 matrix"):
+        load_adapter_state(model, state)
 
 
 def test_places_by_magnitude_are_found_in_quantized_weights():

@@ -90,6 +90,8 @@ def load_adapter_state(
                 book.base_tensors.load(name, key, value)
             elif key == PROMPT_KEY and prompt is not None:
                 prompt.load_embeddings(value)
+    for _, site in book.sites(name):
+        site.loaded()
 
 
 def save_adapter(

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from lorasmith.errors import AttachError
+from lorasmith.errors import AdapterError, AttachError
 from lorasmith.methods.config import TargetedConfig
 from lorasmith.methods.layer import LayerSpec
 from lorasmith.methods.method import SiteMethod
@@ -80,6 +80,16 @@ class ShiraSite(Site):
         places = places.sort().values
         rows_and_columns = torch.stack([places // self.layer.in_features, places % self.layer.in_features])
         self.shira_indices.weight.copy_(rows_and_columns)
+
+    def loaded(self) -> None:
+        # a place outside the matrix would be written to all the same
+        indices = self.shira_indices.weight
+        most = torch.tensor([[self.layer.out_features], [self.layer.in_features]], device=indices.device)
+        if bool(((indices < 0) | (indices >= most)).any()):
+            raise AdapterError(
+                f"{self.layer.path}.shira_indices has places outside the {self.layer.out_features} x "
+                f"{self.layer.in_features} matrix; the file is damaged or of another model"
+            )
 
     def after(self, x: Tensor, y: Tensor, weight: BaseWeight) -> Tensor:
         update = _SparseProduct.apply(x, self.shira_weight.weight, self.shira_indices.weight, self.layer.out_features)

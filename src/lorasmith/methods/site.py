@@ -74,6 +74,9 @@ class Site(nn.Module):
     def begin(self, weight: BaseWeight) -> None:
         """Take a start from the weight that the site is new at; not called where its tensors are about to be loaded."""
 
+    def loaded(self) -> None:
+        """Look at tensors that were just loaded; raises AdapterError where no file should hold them."""
+
     def before(self, x: Tensor) -> Tensor:
         """The input that the module gets instead of x."""
         return x
