@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from lorasmith.attach import attach, load_adapter, save_adapter
 from lorasmith.errors import MergeError
@@ -132,6 +132,48 @@ def test_qa_lora_merges_into_zero_points_exactly(lorasmith, bases, tmp_path):
         wanted, got = adapted(tokens).logits, load(out).model(tokens).logits
     # f32 sums in another order
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
+
+
+def test_bitsandbytes_loads_what_was_merged(lorasmith, bases, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    common = ("--calibration", bases / "text.txt", "--method", "round")
+    answer = lorasmith("merge", bases / "loud", "--into", "nf4", "--out", tmp_path / "out", *common)
+    assert answer.code == 0, answer.err
+    theirs, ours = AutoModelForCausalLM.from_pretrained(tmp_path / "out"), load(tmp_path / "out").model
+    layer = theirs.model.layers[1].mlp.gate_proj
+    assert type(layer).__module__.startswith("bitsandbytes")
+    assert torch.equal(layer.weight.data.view(-1), ours.model.layers[1].mlp.gate_proj.weight)
+
+
+def test_transposed_layers_are_merged_too(lorasmith, bases, tmp_path):
+    tokenizer = load(bases / "dense").tokenizer
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=64, n_layer=2, n_head=4, n_positions=128)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    fields = {"r": 4, "task_type": "CAUSAL_LM", "target_modules": ["c_attn"], "fan_in_fan_out": True}
+    model = load(tmp_path / "gpt2").model
+    for parameter in attach(model, LoraConfig(**fields, base_model_name_or_path=str(tmp_path / "gpt2"))).parameters(
+        "default"
+    ):
+        torch.nn.init.normal_(parameter, std=0.1)
+    save_adapter(model, tmp_path / "adapter")
+    for base, ways in (("gpt2", {"round", "compensate from 16 bits"}), ("small", {"requantize", "compensate"})):
+        if base == "small":
+            assert lorasmith("quantize", tmp_path / "gpt2", "--out", tmp_path / base).code == 0
+        out = tmp_path / f"merged {base}"
+        common = ("--into", "nf4", "--calibration", bases / "text.txt", "--out", out)
+        answer = lorasmith("merge", tmp_path / "adapter", "--model", tmp_path / base, *common)
+        assert answer.code == 0, answer.err
+        assert set(record(out)["measured"]) == ways
+        assert min(found["kept"] for found in record(out)["measured"].values()) > 0.9
+
+
+def test_a_dense_base_needs_no_other_16_bit_one(lorasmith, bases, tmp_path):
+    common = ("--into", "nf4", "--out", tmp_path / "out", "--base-16bit", bases / "dense")
+    answer = lorasmith("merge", bases / "loud", *common)
+    assert answer.code == 2
+    assert "not quantized itself" in answer.err
 
 
 def test_an_unknown_format_names_the_nearest(lorasmith, bases, tmp_path):

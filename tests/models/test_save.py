@@ -17,7 +17,13 @@ THEIRS = {
     Scheme("fp4", 64, False): {"load_in_4bit": True},
     Scheme("int8"): {"load_in_8bit": True},
 }
-ALL = [*THEIRS, Scheme("nf4", 128), Scheme("int4", 64), Scheme("int4", 256, False)]
+ALL = [
+    *THEIRS,
+    Scheme("nf4", 128),
+    Scheme("int4", 64),
+    Scheme("int4", 256, False),
+    Scheme("int4", 32, zero_points=True),
+]
 
 
 def same(one, other):

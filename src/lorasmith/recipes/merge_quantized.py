@@ -168,6 +168,10 @@ def _plan(
         if found.format == scheme.format:
             scheme = found
         return MergePlan(model, name, list(quantized), scheme, source)
+    if request.base_16bit is not None:
+        raise MergeError(
+            f"--base-16bit {request.base_16bit}: {subject.base.path} is not quantized itself; leave it out"
+        )
     whole = SourceWeights(checkpoint, skeleton(checkpoint, subject.base, dense, torch.device("cpu")))
     return MergePlan(model, name, [path for path in whole.layers if path not in whole.dense], scheme, None)
 
