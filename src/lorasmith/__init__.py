@@ -17,6 +17,7 @@ from lorasmith.compat.eva import get_eva_state_dict, initialize_lora_eva_weights
 from lorasmith.compat.hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
 from lorasmith.compat.injecting import inject_adapter_in_model
 from lorasmith.compat.kbit import prepare_model_for_int8_training, prepare_model_for_kbit_training
+from lorasmith.compat.loftq import replace_lora_weights_loftq
 from lorasmith.compat.mappings import (
     MODEL_TYPE_TO_PEFT_MODEL_MAPPING,
     PEFT_TYPE_TO_CONFIG_MAPPING,
@@ -145,6 +146,7 @@ __all__ = [
     "prepare_model_for_int8_training",
     "prepare_model_for_kbit_training",
     "quantize_module",
+    "replace_lora_weights_loftq",
     "save_as_lora",
     "save_quantized",
     "set_base_model_state_dict",
