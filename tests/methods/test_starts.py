@@ -149,6 +149,29 @@ def test_the_one_step_equals_the_parts(start, dropout):
         assert_close(ours, parts, atol=1e-4, rtol=1e-4)
 
 
+def test_dropout_falls_on_the_change_alone():
+    layer, _ = site_of("pissa", lora_dropout=0.5)
+    layer.train()
+    x = torch.randn(5, 24)
+    # nothing has changed yet, so nothing is dropped
+    assert_close(layer(x), layer.base_layer(x), atol=1e-5, rtol=0)
+
+
+def test_without_gradients_the_factors_are_stacked_once(monkeypatch):
+    model = shake(adapted("pissa"))
+    first = logits(model)
+    made = []
+    kind = type(adapters_of(model).sites("default")[0][1])
+    stacked = kind.factors
+    monkeypatch.setattr(kind, "factors", lambda site: made.append(1) or stacked(site))
+    assert torch.equal(logits(model), first)
+    assert not made
+    # as a training step does, through torch
+    shake(model)
+    assert not torch.equal(logits(model), first)
+    assert len(made) == len(adapters_of(model).sites("default"))
+
+
 def test_in_16_bits_it_still_begins_at_the_base():
     base = lambda: llama().to(torch.bfloat16)  # noqa: E731
     # one more rounding to 8 bits of logits below 1

@@ -23,13 +23,8 @@ _REASONS = {
     "prompt_embeddings_from_past_key_values": "prefixes start at random or from a file",
     "create_arrow_model": "routing between adapters by token (Arrow) is not built",
     "find_kappa_target_modules": "choosing target modules by their condition number is not built; name them",
-    "get_eva_state_dict": "starts computed from data are given by name in init_lora_weights",
-    "initialize_lora_eva_weights": "starts computed from data are given by name in init_lora_weights",
-    "preprocess_loraga": "starts computed from data are given by name in init_lora_weights",
-    "replace_lora_weights_loftq": "the start that makes up for quantization is given by name in init_lora_weights",
-    "EvaConfig": "starts computed from data are given by name in init_lora_weights",
-    "LoraGAConfig": "starts computed from data are given by name in init_lora_weights",
-    "LoftQConfig": "the start that makes up for quantization is given by name in init_lora_weights",
+    "preprocess_loraga": "LoRA-GA's start is not built; init_lora_weights has others",
+    "LoraGAConfig": "LoRA-GA's start is not built; init_lora_weights has others",
     "shift_tokens_right": "every sequence-to-sequence model of transformers shifts its labels itself",
 }
 # methods and variants of PEFT, by the class of their settings or of their tuner

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lorasmith.methods.kept import Kept
 from lorasmith.methods.layer import LayerSpec
 from lorasmith.methods.lora.config import LoraConfig
 from lorasmith.methods.lora.site import LoraSite
@@ -31,6 +32,7 @@ class LoraShifted(LoraSite):
         self.lora_B = nn.Linear(self.rank, layer.out_features, bias=False, **options)
         self.lora_start_A = Constant(torch.zeros(self.rank, layer.in_features, **options))
         self.lora_start_B = Constant(torch.zeros(layer.out_features, self.rank, **options))
+        self._stacked: Kept[tuple[Tensor, Tensor]] = Kept()
 
     def describe(self) -> str:
         return f"{type(self.start).__name__}, {super().describe()}"
@@ -54,7 +56,13 @@ class LoraShifted(LoraSite):
 
     def low_rank(self, weight: BaseWeight) -> LowRank | None:
         start = (self.lora_start_A.weight, self.lora_start_B.weight)
-        return LowRank(self.lora_A.weight, self.lora_B.weight, self.scaling, self.dropped, start=start)
+        if torch.is_grad_enabled():
+            # whoever trains may write to the tensors unseen
+            self._stacked.forget()
+            return LowRank(self.lora_A.weight, self.lora_B.weight, self.scaling, self.dropped, start=start)
+        # for a generated token's few rows stacking takes longer than multiplying
+        sources = (self.lora_A.weight, self.lora_B.weight, *start)
+        return LowRank(*self._stacked.get(sources, self.factors), self.scaling, self.dropped)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         a = torch.cat([self.lora_A.weight, self.lora_start_A.weight])
