@@ -1,0 +1,72 @@
+"""The contestants of bench_methods.py: a recipe's method section, and a learning rate for each of the two tasks.
+
+Rates were chosen once, coarsely, on seed 0 among powers of about three around what the methods' papers use.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table: the recipe's method section and learning rates for (reviews, tales).
+
+    training holds other fields of the recipe's training section; share names the contestant whose parameter count the
+    rank is set to match.
+    """
+
+    section: dict[str, Any]
+    rates: tuple[float, float]
+    training: dict[str, Any] = field(default_factory=dict)
+    share: str | None = None
+
+
+LORA = "LoRA"
+RATES = (1e-3, 3e-3)
+
+
+def lora(rates: tuple[float, float] = RATES, training: dict[str, Any] | None = None, **fields: Any) -> Method:
+    return Method({"name": "lora", "r": 8, "lora_alpha": 16, **fields}, rates, training or {})
+
+
+def placed(**fields: Any) -> Method:
+    return Method({"name": "lora", "r": 8, "lora_alpha": 16, **fields}, RATES, share=LORA)
+
+
+def named(name: str, reviews: float, tales: float, **fields: Any) -> Method:
+    return Method({"name": name, **fields}, (reviews, tales))
+
+
+METHODS: dict[str, Method] = {
+    LORA: lora(),
+    "LoRA, attention only": placed(target_modules="attention"),
+    "LoRA, MLP only": placed(target_modules="mlp"),
+    "LoRA, first half of the layers": placed(layers="first-half"),
+    "LoRA, last half of the layers": placed(layers="last-half"),
+    "rsLoRA": lora(use_rslora=True),
+    "DoRA": lora(use_dora=True),
+    "LoRA+": lora(training={"lora_plus_ratio": 16}),
+    "LoRA-FA": lora(training={"freeze_a": True}),
+    "PiSSA": lora(init_lora_weights="pissa"),
+    "OLoRA": lora(init_lora_weights="olora"),
+    "EVA": lora(init_lora_weights="eva"),
+    "AdaLoRA": named("adalora", 3e-3, 1e-2),
+    "VeRA": named("vera", 1e-2, 1e-2, r=64),
+    "LoHa": named("loha", 1e-3, 3e-3),
+    "LoKr": named("lokr", 3e-3, 1e-2),
+    "OFT": named("oft", 1e-3, 3e-3),
+    "BOFT": named("boft", 1e-3, 3e-3),
+    "SHiRA": named("shira", 1e-3, 3e-3),
+    "IA3": named("ia3", 1e-2, 3e-2),
+    "bottleneck, Houlsby": named("bottleneck", 1e-3, 3e-3, placement="houlsby"),
+    "bottleneck, Pfeiffer": named("bottleneck", 1e-3, 3e-3, placement="pfeiffer"),
+    "bottleneck, parallel": named("bottleneck", 1e-3, 3e-3, placement="parallel"),
+    "prompt tuning": named("prompt_tuning", 3e-2, 3e-2, num_virtual_tokens=20),
+    "p-tuning": named("p_tuning", 3e-3, 3e-3, num_virtual_tokens=20, encoder_hidden_size=128),
+    "prefix tuning": named("prefix_tuning", 1e-2, 3e-2, num_virtual_tokens=20),
+    "BitFit": named("bitfit", 3e-3, 1e-2),
+    "norms": named("ln_tuning", 3e-3, 1e-2),
+    "last layer": named("full", 3e-4, 1e-3, last_layers=1),
+    "head alone": named("full", 3e-2, 1e-3, target_modules="head"),
+    "full": named("full", 1e-4, 1e-3),
+}
