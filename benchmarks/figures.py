@@ -91,7 +91,7 @@ OTHERS = (
     Figure("instructions, 134m", "instructions_134m", "ours, 8 x 2", TRAINER, Goal("4x", ratio=4)),
     Figure("instructions, 8m", "instructions_novels-8m", "ours, 8 x 2", TRAINER, Goal("4x", ratio=4)),
 )
-MIXED = ("PEFT + bitsandbytes, bf16, one batch", "PEFT + bitsandbytes, f32, one batch", "PEFT, f32 base, one batch")
+MIXED = ("PEFT + bitsandbytes, f32, one batch", "PEFT, f32 base, one batch")
 MANY = (
     Figure("{rows} rows over {served} adapters, {new} tokens each, 134m", "adapters_serving", "ours, one batch", MIXED),
     Figure("the same beside a batch for each adapter", "adapters_serving", "ours, one batch", ("ours, 16 batches",)),

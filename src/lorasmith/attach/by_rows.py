@@ -53,7 +53,8 @@ def _stacked(
         return None
     parts = [(u.a, u.b, u.gain, *(u.start or ())) for u in updates.values()]
     sources = [tensor for tensors in parts for tensor in tensors if tensor is not None]
-    return kept.get(sources, lambda: _stack([updates.get(name) for name in assigned.present]), assigned.present)
+    key = (assigned.present, [update.scaling for update in updates.values()])
+    return kept.get(sources, lambda: _stack([updates.get(name) for name in assigned.present]), key)
 
 
 def _stack(updates: list[LowRank | None]) -> Stack | None:

@@ -91,9 +91,10 @@ class DoraSite(Site):
     def exported(self) -> dict[str, Tensor]:
         return self.update.exported() | {_MAGNITUDE_KEY: self.lora_magnitude_vector.weight.detach()}
 
+    @torch.no_grad()
     def take_exported_(self, tensors: Mapping[str, Tensor]) -> None:
         self.update.take_exported_(tensors)
-        self.lora_magnitude_vector.weight.data.copy_(tensors[_MAGNITUDE_KEY])
+        self.lora_magnitude_vector.weight.copy_(tensors[_MAGNITUDE_KEY])
 
     def _magnitude(self) -> Tensor:
         return self.lora_magnitude_vector.weight.flatten()
@@ -112,7 +113,7 @@ class DoraSite(Site):
             # whoever trains may write to the tensors unseen
             self._gains.forget()
             return divided()
-        return self._gains.get([*weight.stored(), *self.parameters()], divided)
+        return self._gains.get([*weight.stored(), *self.parameters(), *self.buffers()], divided, self.update.scaling)
 
     @torch.no_grad()
     def _measured(self, weight: BaseWeight) -> Tensor:

@@ -84,11 +84,12 @@ class LoraShifted(LoraSite):
         a, b = self.factors()
         return {A_KEY: a.detach(), B_KEY: b.detach()}
 
+    @torch.no_grad()
     def take_exported_(self, tensors: Mapping[str, Tensor]) -> None:
         a, a_start = tensors[A_KEY].split(self.rank)
         b, b_start = tensors[B_KEY].split(self.rank, 1)
-        self.lora_A.weight.data.copy_(a)
-        self.lora_B.weight.data.copy_(b)
+        self.lora_A.weight.copy_(a)
+        self.lora_B.weight.copy_(b)
         self.lora_start_A.weight.copy_(a_start)
         self.lora_start_B.weight.copy_(-b_start)
 
