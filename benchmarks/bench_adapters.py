@@ -25,7 +25,7 @@ from quiet import machine
 from results import peers, save, table
 
 SHAPE = SHAPES["134m"]
-SERVED, ROWS, PROMPT, NEW = 16, 32, 16, 8
+SERVED, ROWS, PROMPT, NEW = 16, 32, 16, 4
 TRAINED, LENGTH, ROWS_EACH, STEPS = 8, 64, 2, 2
 RANKS = (4, 8, 16, 8)
 ADAPTERS = "adapters"

@@ -255,3 +255,11 @@ def test_a_quantized_convolution_keeps_its_function_and_its_gradient():
 def test_a_convolution_with_groups_is_refused():
     with pytest.raises(AttachError, match="groups"):
         attach(nn.Sequential(nn.Conv1d(4, 4, 3, groups=2)), dora(target_modules=["0"]))
+
+
+def test_a_compiler_sees_through_it():
+    model = llama()
+    attach(model, dora())
+    expected = logits(shake(model))
+    # the same operations; nothing is kept of what the compiler looked at
+    assert_close(logits(torch.compile(model, backend="eager")), expected, **EXACT)

@@ -12,7 +12,8 @@ from lorasmith.ops import DenseProduct
 from lorasmith.quantized import QuantizedLinear, QuantizedWeight, Scheme, requantized
 
 
-@dataclass(frozen=True)
+# by identity: a compiler looks at it before it has its fields
+@dataclass(frozen=True, eq=False)
 class StoredWeight:
     """The weight of an adapted layer, dense, quantized or a Conv1D's, for whom its storage is of no concern.
 
