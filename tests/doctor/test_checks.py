@@ -6,7 +6,9 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lorasmith import PromptTuningConfig
 from lorasmith.atomic import write_bytes
+from lorasmith.attach import attach
 from lorasmith.data import Example
 from lorasmith.doctor import Job, Place, examine, job_checks, place_checks
 from lorasmith.errors import InputError, WriteError
@@ -98,6 +100,15 @@ def test_an_example_beyond_the_context_stops_the_run(job):
     with pytest.raises(InputError, match=f"max_length={CONTEXT}"):
         examine(job_checks, replace(job, examples=[Example(long, long)]))
     assert examine(job_checks, replace(job, examples=[Example(long[1:], long[1:])])) == []
+
+
+@pytest.mark.parametrize(("tokens", "fix"), [(4, "data.max_length=12"), (40, "num_virtual_tokens=40")])
+def test_virtual_tokens_take_positions_too(job, tokens, fix):
+    model = LlamaForCausalLM(job.model.config)
+    attach(model, PromptTuningConfig(num_virtual_tokens=tokens))
+    long = [5] * (CONTEXT - 3)
+    with pytest.raises(InputError, match=f"{tokens} virtual ones before them, .*{fix}"):
+        examine(job_checks, replace(job, model=model, examples=[Example(long, long)]))
 
 
 def test_a_model_in_which_nothing_trains_stops_the_run(job):
