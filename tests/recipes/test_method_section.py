@@ -1,6 +1,34 @@
 """The method section of a recipe."""
 
-from lorasmith.recipes.method_section import resolve_method
+import pytest
+
+from compat.cases import CASES
+from lorasmith.errors import RecipeError
+from lorasmith.methods import methods
+from lorasmith.recipes.method_section import method_config, resolve_method, section_of
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_method_stands_in_a_recipe_and_comes_back_from_it(name):
+    given = CASES[name][0][1] if name in CASES else {}
+    fields = {field: value for field, value in given.items() if field != "task_type"}
+    stated = resolve_method({"name": name, **fields})
+    assert resolve_method(stated) == stated
+    config = method_config(stated, "causal", "models/base")
+    assert isinstance(config, methods[name].config_class)
+    assert resolve_method(section_of(config)) == stated
+
+
+def test_a_field_that_is_not_there_is_told_with_those_that_are():
+    with pytest.raises(RecipeError, match=r"method.r is unknown to the method 'ia3'. It has: .*feedforward_modules"):
+        resolve_method({"name": "ia3", "r": 4})
+    with pytest.raises(RecipeError, match="Did you mean 'lora_dropout'"):
+        resolve_method({"name": "lora", "lora_dropot": 0.1})
+
+
+def test_a_method_in_capitals_is_near_its_name():
+    with pytest.raises(RecipeError, match="Did you mean 'lora'"):
+        resolve_method({"name": "LORA"})
 
 
 def test_an_empty_list_of_parameters_is_stated_since_it_leaves_experts_out():
