@@ -80,7 +80,9 @@ def test_dry_run_states_recipe_modules_and_memory_and_writes_nothing(lorasmith, 
     assert answer.code == 0, answer.err
     recipe = yaml.safe_load(answer.out[: answer.out.index("\n\n")])
     assert (recipe["method"]["r"], recipe["quantization"]["format"]) == (4, "nf4")
-    assert re.search(r"model\.layers\.1\.mlp\.down_proj +32 x 64 +384 trainable", answer.out)
+    assert re.search(
+        r"model\.layers\.1\.mlp\.down_proj +32 x 64 +LoRA, rank 4, scaling [\d.]+ +384 trainable", answer.out
+    )
     # q and o: 4 (32 + 32), k and v: 4 (32 + 16), the three of the MLP: 4 (32 + 64); two layers
     assert "14 modules; 4,096 of" in answer.out
     assert "predicted peak" in answer.out
@@ -130,6 +132,7 @@ def test_inspect_counts_an_adapters_parameters(lorasmith, adapter_folder):
     answer = lorasmith("inspect", adapter_folder)
     assert answer.code == 0, answer.err
     assert "LORA" in answer.out
+    assert "model.layers.(0-1).mlp.down_proj: lora_A.weight 4 x 64, lora_B.weight 32 x 4" in answer.out
     assert "in all: 28 tensors, 4,096 parameters, 16.0 KiB" in answer.out
 
 

@@ -18,13 +18,23 @@ from lorasmith.quantized import QuantizedWeight, dense_module
 
 
 class Adapted(SiteHolder):
-    """A layer of any kind and storage, with adapters before, beside and behind it."""
+    """A layer of any kind and storage, with adapters before, beside and behind it; or a block of several layers.
+
+    The modules inside a block are reached, and replaced, by the paths that they had before.
+    """
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
         # (weight, bias) before a merge in place: a sum and a difference of roundings is not the identity
         self._unmerged: tuple[Tensor, Tensor | None] | None = None
         self._stack: Kept[Stack | None] = Kept()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        inside = self.__dict__.get("_modules", {}).get("base_layer")
+        if isinstance(value, nn.Module) and inside is not None and name in inside._modules:
+            setattr(inside, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer's output, changed by the acting sites."""
@@ -124,6 +134,9 @@ class Adapted(SiteHolder):
     @torch.no_grad()
     def merged_layer(self, adapters: list[str], dtype: torch.dtype | None) -> nn.Module:
         self.unmerge_()
+        if self.target is None:
+            # a block, whose layers are merged one by one
+            return self.base_layer
         weight, bias = self.deltas([name for name in adapters if name in self.sites])
         base = self.base_layer
         target = dtype or (base.dtype if isinstance(base, QuantizedWeight) else base.weight.dtype)

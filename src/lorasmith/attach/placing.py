@@ -24,6 +24,7 @@ from lorasmith.methods import (
     SelectiveMethod,
     SiteMethod,
     TargetedConfig,
+    block_spec,
     layer_spec,
     method_of,
     named,
@@ -128,7 +129,8 @@ def _place_sites(
     tied = _tied(book.model, paths) if method.ties(config) else {}
     if config.ensures_tying and not tied and not config.modules_to_save:
         log.warning("ensure_weight_tying: no target shares its weight with another layer, so nothing is tied")
-    layers = {path: _layer(modules[path], path) for path in paths}
+    blocks = method.sits_on_blocks(config)
+    layers = {path: _layer(modules[path], path, blocks) for path in paths}
     parameters = {place: parameter_spec(module_inside(modules[place[0]]), place[1], place[0]) for place in places}
     shared = method.shared(config, [*layers.values(), *parameters.values()], float32)
     sites = {path: method.site(config, layer, float32, shared) for path, layer in layers.items()}
@@ -163,8 +165,11 @@ def _tied(model: nn.Module, paths: list[str]) -> dict[str, str]:
     return tied
 
 
-def _layer(module: nn.Module, path: str) -> LayerSpec:
-    layer = layer_spec(module.base_layer if isinstance(module, Adapted) else module, path)
+def _layer(module: nn.Module, path: str, blocks: bool = False) -> LayerSpec:
+    base = module.base_layer if isinstance(module, Adapted) else module
+    layer = layer_spec(base, path)
+    if layer is None and blocks:
+        layer = block_spec(base, path)
     if layer is None:
         raise AttachError(
             f"target {path} is a {type(module).__name__}, not a linear layer, embedding or convolution; "

@@ -8,7 +8,7 @@ from lorasmith.methods.config import (
     TargetedConfig,
     read_config_fields,
 )
-from lorasmith.methods.layer import LayerSpec, dense_weight, frozen_product, layer_spec, parameter_spec
+from lorasmith.methods.layer import LayerSpec, block_spec, dense_weight, frozen_product, layer_spec, parameter_spec
 from lorasmith.methods.matching import layer_number, matches, named
 from lorasmith.methods.method import (
     INPUT_EMBEDDING,
@@ -46,6 +46,7 @@ __all__ = [
     "TaskType",
     "TrainingPart",
     "Vector",
+    "block_spec",
     "config_from_fields",
     "dense_weight",
     "frozen_product",

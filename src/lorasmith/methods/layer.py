@@ -13,7 +13,7 @@ from lorasmith.models.narrow_linear import PLAIN_LINEARS
 from lorasmith.ops import DenseProduct, Multiplier, Product
 from lorasmith.quantized import QuantizedConv, QuantizedEmbedding, QuantizedLinear, QuantizedWeight
 
-Kind = Literal["linear", "embedding", "conv", "parameter"]
+Kind = Literal["linear", "embedding", "conv", "parameter", "block"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class Stack:
 class LayerSpec:
     """A module as a method sees it: out_features x in_features for linear layers, channels for convolutions.
 
-    An embedding has in_features = rows and out_features = width. A bare parameter's path ends in its name. device and
+    An embedding has in_features = rows and out_features = width. A block is a module of several layers, from what the
+    first of them takes to what the last gives. A bare parameter's path ends in its name. device and
     dtype are those that the module computes with; a quantized layer states the type that it was quantized from.
     """
 
@@ -100,6 +101,15 @@ def parameter_spec(module: nn.Module, name: str, path: str) -> LayerSpec:
     stack = Stack(shape[0] if len(shape) == 3 else 1, transposed)
     kind: Kind = "parameter"
     return LayerSpec(full, kind, in_features, out_features, False, parameter.dtype, parameter.device, stack=stack)
+
+
+def block_spec(module: nn.Module, path: str = "") -> LayerSpec | None:
+    """The spec of a module of several layers, None where no linear layer is in it."""
+    inside = [spec for child in module.modules() if (spec := layer_spec(child)) is not None and spec.kind == "linear"]
+    if not inside:
+        return None
+    first, last = inside[0], inside[-1]
+    return LayerSpec(path, "block", first.in_features, last.out_features, last.has_bias, last.dtype, last.device)
 
 
 def dense_weight(module: nn.Module, dtype: torch.dtype | None = None) -> Tensor:

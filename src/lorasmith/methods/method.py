@@ -54,6 +54,10 @@ class SiteMethod(Method[T], Generic[T]):
     def default_targets(self, model_type: str) -> list[str] | str | None:
         """Target modules for a model type, None where there is no known choice."""
 
+    def sits_on_blocks(self, config: T) -> bool:
+        """Whether a target may be a module of several layers, to which a site is handed as one of kind "block"."""
+        return False
+
     def prepare(self, config: T, model_type: str) -> None:
         """Fill in what the config leaves to the model type. Raises AttachError where it cannot be known."""
 
@@ -113,6 +117,10 @@ class Prompt(nn.Module, ABC):
 
     # how many stand before every input
     tokens: int
+
+    def describe(self) -> str:
+        """What trains, in a few words."""
+        return f"{self.tokens} virtual tokens"
 
     @abstractmethod
     def embeddings(self) -> Tensor:

@@ -82,6 +82,10 @@ class EncodedPrompt(PromptEmbedding):
             self.mlp_head = nn.Sequential(nn.Linear(both, both), nn.ReLU(), nn.Linear(both, width))
         self.to(self.embedding.weight.device)
 
+    def describe(self) -> str:
+        through = "an LSTM" if self.lstm_head is not None else "an MLP"
+        return super().describe() if self.mlp_head is None else f"{super().describe()} through {through}"
+
     def embeddings(self) -> Tensor:
         rows_RD = self.embedding.weight
         if self.lstm_head is not None:

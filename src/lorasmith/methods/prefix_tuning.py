@@ -69,6 +69,10 @@ class KeysAndValues(Prefix):
         for parameter in last.parameters():
             nn.init.zeros_(parameter)
 
+    def describe(self) -> str:
+        made = "" if self.transform is None else " through an MLP"
+        return f"keys and values of {self.tokens} virtual tokens{made}"
+
     def embeddings(self) -> Tensor:
         rows = self.embedding.weight
         return rows if self.transform is None else self.transform(rows)

@@ -104,6 +104,33 @@ BLOCK_ENDS: dict[str, list[str]] = {
     "distilbert": ["out_lin", "lin2"],
 }
 
+# the projection that ends the feed-forward half alone
+FEEDFORWARD_ENDS: dict[str, list[str] | str] = {
+    **{
+        key: ["down_proj"]
+        for key in ("llama", "mistral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3", "stablelm")
+    },
+    # attention has an output.dense too, one step deeper
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra", "deberta-v2"), r".*\.\d+\.output\.dense"),
+    **{key: ["mlp.c_proj"] for key in ("gpt2", "gpt_bigcode", "gpt_neo")},
+    **{key: ["fc2"] for key in ("opt", "bart", "phi")},
+    **{key: ["dense_4h_to_h"] for key in ("gpt_neox", "bloom", "falcon")},
+    **{key: ["wo"] for key in ("t5", "mt5")},
+    "gptj": ["fc_out"],
+    "distilbert": ["lin2"],
+}
+
+# the module that is the whole feed-forward half, where a family has one
+FEEDFORWARD_BLOCKS: dict[str, list[str]] = {
+    **{
+        key: ["mlp"]
+        for key in ("llama", "mistral", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3", "stablelm", "phi")
+    },
+    **{key: ["mlp"] for key in ("gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "bloom", "falcon")},
+    **{key: ["DenseReluDense"] for key in ("t5", "mt5")},
+    "distilbert": ["ffn"],
+}
+
 # what LNTuningConfig() without target_modules trains
 LN_TARGETS: dict[str, list[str]] = {
     **{key: ["input_layernorm", "post_attention_layernorm", "norm"] for key in ("llama", "mistral", "gemma")},

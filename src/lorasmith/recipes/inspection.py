@@ -1,12 +1,15 @@
 """What a folder holds, read from headers: an adapter, a checkpoint, or a run with its adapter."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from lorasmith.attach import WEIGHTS_FILE
 from lorasmith.errors import ModelError
+from lorasmith.methods import matches
 from lorasmith.methods.config import CONFIG_FILE, read_config_fields
 from lorasmith.models.checkpoint import Checkpoint, open_checkpoint, quantization_of
 from lorasmith.models.tensor_file import StoredTensor, read_header
@@ -17,6 +20,8 @@ from lorasmith.recipes.adapter_home import adapter_home
 from lorasmith.recipes.reading import read_recipe
 from lorasmith.training.run_folder import RunFolder
 
+# fields of an adapter's config that the line above them or the lines below them tell, or that say nothing of it
+_TOLD_ALREADY = {"peft_type", "base_model_name_or_path", "inference_mode", "auto_mapping", "peft_version", "revision"}
 # what a quantized weight always has beside its codes
 _SCALES = ("weight.absmax", "SCB", "weight.scales")
 
@@ -64,24 +69,47 @@ def _adapter_lines(folder: Path, every_tensor: bool) -> Iterator[str]:
         raise ModelError(f"{folder} has no {WEIGHTS_FILE}; save the adapter again")
     tensors = read_header(folder / WEIGHTS_FILE)
     yield f"adapter {folder}: {fields['peft_type']} for {fields.get('base_model_name_or_path') or 'an unnamed base'}"
-    for name in ("task_type", "r", "lora_alpha", "target_modules", "modules_to_save"):
-        if fields.get(name) is not None:
-            value = fields[name]
-            yield f"{name}: {', '.join(sorted(value)) if isinstance(value, list) else value}"
-    kinds: dict[str, list[StoredTensor]] = {}
-    for name, tensor in tensors.items():
-        kinds.setdefault(_kind(name), []).append(tensor)
-    for kind, found in sorted(kinds.items()):
-        yield f"{kind}: {_counted(found)}"
+    for name, value in fields.items():
+        if name not in _TOLD_ALREADY and value not in (None, False, [], {}):
+            yield f"{name}: {', '.join(sorted(map(str, value))) if isinstance(value, list) else value}"
+    yield from _place_lines(tensors, fields.get("target_modules"))
     yield f"in all: {_counted(list(tensors.values()))}"
     yield from _tensor_lines(tensors, every_tensor)
 
 
-def _kind(name: str) -> str:
-    """The part of a key that says what the tensor is: lora_A.weight, or the plain name of a tensor saved whole."""
-    parts = name.split(".")
-    start = next((i for i, part in enumerate(parts) if part.startswith(("lora_", "ia3_", "vera_"))), len(parts) - 2)
-    return ".".join(parts[max(0, start) :])
+def _place_lines(tensors: dict[str, StoredTensor], targets: Any) -> Iterator[str]:
+    """A line for each kind of place in the model, with the numbers of its layers, and its tensors with their shapes."""
+    modules: dict[str, dict[str, str]] = {}
+    for key, tensor in tensors.items():
+        path, kind = _split(key, targets)
+        modules.setdefault(path, {})[kind] = " x ".join(map(str, tensor.shape)) or "scalar"
+    numbers: dict[tuple[str, str, str], list[int]] = {}
+    for path, kinds in modules.items():
+        told = ", ".join(f"{kind} {shape}".strip() for kind, shape in sorted(kinds.items()))
+        layer = re.search(r"(?<=\.)\d+(?=\.)", path)
+        ends = (path[: layer.start()], path[layer.end() :]) if layer else (path, "")
+        numbers.setdefault((*ends, told), []).extend([int(layer[0])] if layer else [])
+    for (before, after, told), layers in numbers.items():
+        yield f"{before}{f'({_ranges(layers)}){after}' if layers else ''}: {told}"
+
+
+def _split(key: str, targets: Any) -> tuple[str, str]:
+    """The path of the module that a tensor belongs to, as far as the targets tell, and what the tensor is there."""
+    parts = key.removeprefix("base_model.").removeprefix("model.").split(".")
+    ends = range(len(parts) - 1, 0, -1)
+    end = next((end for end in ends if matches(".".join(parts[:end]), targets)), max(1, len(parts) - 1))
+    return ".".join(parts[:end]), ".".join(parts[end:])
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Numbers as 0-3, 7."""
+    found: list[list[int]] = []
+    for number in sorted(numbers):
+        if found and number == found[-1][-1] + 1:
+            found[-1].append(number)
+        else:
+            found.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in found)
 
 
 def _checkpoint_lines(checkpoint: Checkpoint, every_tensor: bool) -> Iterator[str]:
