@@ -25,6 +25,7 @@ from lorasmith.compat.mappings import (
     PeftError,
     PeftWarning,
 )
+from lorasmith.compat.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
 from lorasmith.compat.peft_config import (
     PeftConfig,
     get_peft_config,
@@ -129,6 +130,8 @@ __all__ = [
     "cast_mixed_precision_params",
     "convert_to_lora",
     "count_parameters",
+    "create_lorafa_optimizer",
+    "create_loraplus_optimizer",
     "get_base_model_state_dict",
     "get_eva_state_dict",
     "get_layer_status",

@@ -21,7 +21,7 @@ from lorasmith.methods.method import (
 )
 from lorasmith.methods.names import CLASSIFICATION, PeftType, TaskType
 from lorasmith.methods.registry import config_from_fields, method_of, methods
-from lorasmith.methods.site import BaseWeight, Constant, Site, Vector
+from lorasmith.methods.site import BaseWeight, Constant, FactorPair, Site, Vector
 from lorasmith.methods.training_part import TrainingPart
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "AdapterConfig",
     "BaseWeight",
     "Constant",
+    "FactorPair",
     "InputMethod",
     "LayerSpec",
     "LayeredConfig",

@@ -6,6 +6,7 @@ handed a function that makes the dense matrix, and asks only where the mathemati
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
@@ -44,6 +45,19 @@ class BaseWeight(Protocol):
 
         Raises AttachError where another adapter stands on the weight.
         """
+
+
+@dataclass(frozen=True)
+class FactorPair:
+    """The factors that train of an update s B A: a [R, ...] and b [O, R, ...], whose ranks belong together.
+
+    Of a stack of E experts a is [E x R, ...], expert by expert, and b [O, R x E], rank by rank.
+    """
+
+    a: nn.Parameter
+    b: nn.Parameter
+    scaling: float
+    experts: int = 1
 
 
 class Site(nn.Module):
@@ -92,6 +106,10 @@ class Site(nn.Module):
     def low_rank(self, weight: BaseWeight) -> LowRank | None:
         """The site's whole effect on a linear layer where it is an update of low rank, which then runs in one step."""
         return None
+
+    def factor_pairs(self) -> list[FactorPair]:
+        """The factors that optimizers made for LoRA tell apart; none where the site has no such pair."""
+        return []
 
     def refuses_merge(self) -> str | None:
         """Why no change of the weight can have the site's effect; None where delta gives one."""

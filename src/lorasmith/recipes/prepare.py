@@ -20,6 +20,7 @@ from lorasmith.recipes.method_section import method_config
 from lorasmith.recipes.positions import context_of, positions_in
 from lorasmith.recipes.recipe import Recipe
 from lorasmith.recipes.tokenizers import extend_tokenizer_, fit_embeddings_, load_tokenizer
+from lorasmith.training.optimizers import choice_of, frozen_inputs
 from lorasmith.training.precision import autocast_dtype
 
 
@@ -70,7 +71,18 @@ def checked(
     device is where it will run (None: where it is), new_rows what its embedding grew by.
     Raises InputError where a check fails.
     """
-    device = device or model.device
+    with frozen_inputs(model, choice_of(recipe.training.settings(recipe.seed)).freezes_inputs):
+        return _checked(recipe, model, tokenizer, dataset, device or model.device, new_rows)
+
+
+def _checked(
+    recipe: Recipe,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+    device: torch.device,
+    new_rows: int,
+) -> tuple[MemoryPlan | None, list[Finding]]:
     predicted = predict_memory(model, recipe, dataset, device)
     job = Job(
         task=recipe.task,

@@ -144,7 +144,14 @@ class TrainingSection(Section):
     warmup: float = Field(
         default=_TRAINING.warmup, description="warm-up in steps, or below 1 as a fraction of all steps"
     )
-    optimizer: str = Field(default=_TRAINING.optimizer, description="optimizer by name")
+    optimizer: str = Field(
+        default=_TRAINING.optimizer,
+        description="adamw, or lorafa: AdamW with LoRA's A frozen and the gradient of B corrected for it (LoRA-FA)",
+    )
+    loraplus_lr_ratio: float = Field(
+        default=_TRAINING.loraplus_lr_ratio,
+        description="learning rate of LoRA's B over that of everything else (LoRA+; its authors take 16); 1: the same",
+    )
     clip: float | None = Field(default=_TRAINING.clip, description="largest norm of the gradient; null: unclipped")
     weight_decay: float = Field(default=_TRAINING.weight_decay, description="decoupled decay, on matrices only")
     label_smoothing: float = Field(

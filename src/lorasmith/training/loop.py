@@ -20,7 +20,7 @@ from lorasmith.training.loggers.jsonl import JsonLines
 from lorasmith.training.loggers.logger import Logger
 from lorasmith.training.loss import Loss, base_model, loss_for
 from lorasmith.training.memory import measure
-from lorasmith.training.optimizers import build
+from lorasmith.training.optimizers import build, choice_of, factor_pairs, frozen_inputs
 from lorasmith.training.position import Interval, Position
 from lorasmith.training.precision import autocast_dtype
 from lorasmith.training.run_folder import RunFolder
@@ -88,7 +88,7 @@ def run(
     if next(iter(parameters.values())).device.type == "cpu":
         (return_freed_blocks if settings.return_freed_memory else keep_freed_blocks)()
     random_state.seed_all(settings.seed)
-    optimizer = build(parameters, settings)
+    optimizer = build(parameters, settings, factor_pairs(model, parameters))
     loss = loss or loss_for(model, "causal", settings.objective)
     dtype, total = autocast_dtype(model, settings.dtype), settings.total_steps(loader.epoch_batches())
     parts = adapters_of(base_model(model)).training_parts()
@@ -96,7 +96,8 @@ def run(
     loop = Loop(model, loader, settings, folder, step, evaluate, [JsonLines(folder.metrics), *loggers])
     if resume:
         loop.resume()
-    with recomputed(base_model(model)) if settings.gradient_checkpointing else nullcontext():
+    frozen = frozen_inputs(model, choice_of(settings).freezes_inputs)
+    with frozen, recomputed(base_model(model)) if settings.gradient_checkpointing else nullcontext():
         return loop.run()
 
 

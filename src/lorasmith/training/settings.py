@@ -29,6 +29,7 @@ class TrainingSettings:
 
     One step is accumulation micro-batches of batch_size examples (or packs). Exactly one of max_steps and epochs
     ends the run; with neither given it is one epoch. warmup is a number of steps, or below 1 a fraction of them.
+    loraplus_lr_ratio multiplies the learning rate of LoRA's B (LoRA+, arXiv 2402.12354).
     weight_decay falls on matrices only. label_smoothing (from 0 to below 1) and z_loss (the weight of squared
     log-normalisers) change the loss that is trained and logged, never an evaluation. evaluate_every, save_every and
     log_every count steps; None is only at the end, where the run is evaluated and saved in any case. patience is how
@@ -44,6 +45,7 @@ class TrainingSettings:
     schedule: Schedule = "linear"
     warmup: float = 0.03
     optimizer: str = "adamw"
+    loraplus_lr_ratio: float = 1.0
     clip: float | None = 1.0
     weight_decay: float = 0.0
     label_smoothing: float = 0.0
@@ -71,7 +73,7 @@ class TrainingSettings:
             self._require(name, lambda value: value is None or value >= 1, "at least 1")
         for name in ("weight_decay", "warmup", "z_loss"):
             self._require(name, lambda value: value >= 0, "at least 0")
-        for name in ("epochs", "learning_rate", "eps"):
+        for name in ("epochs", "learning_rate", "loraplus_lr_ratio", "eps"):
             self._require(name, lambda value: value is None or 0 < value < math.inf, "above 0")
         self._require("label_smoothing", lambda value: 0 <= value < 1, "from 0 to below 1")
         self._require("clip", lambda value: value is None or value > 0, "above 0, or null for no clipping")

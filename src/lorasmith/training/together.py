@@ -23,7 +23,7 @@ from lorasmith.training.loggers.jsonl import JsonLines
 from lorasmith.training.loggers.logger import Logger
 from lorasmith.training.loop import BatchStream, Evaluate, Loop, TrainingResult
 from lorasmith.training.loss import Task, base_model
-from lorasmith.training.optimizers import build
+from lorasmith.training.optimizers import build, choice_of, factor_pairs
 from lorasmith.training.precision import autocast_dtype
 from lorasmith.training.run_folder import RunFolder
 from lorasmith.training.settings import TrainingSettings
@@ -117,7 +117,13 @@ def _loop(job: Job, loss: SharedLoss) -> Loop:
     own_loss = loss.alone(job.adapter, settings.objective)
     parts = {name: part for name, part in book.training_parts().items() if name == job.adapter}
     total = settings.total_steps(job.loader.epoch_batches())
-    step = TrainingStep(parameters, build(parameters, settings), own_loss, settings.clip, dtype, parts, total)
+    pairs = factor_pairs(model, parameters)
+    optimizer = build(parameters, settings, pairs)
+    if choice_of(settings).freezes_inputs:
+        # activated anew when all have ended, all train again
+        for pair in pairs.values():
+            pair.a.requires_grad_(False)
+    step = TrainingStep(parameters, optimizer, own_loss, settings.clip, dtype, parts, total)
     loggers = [JsonLines(job.folder.metrics), *job.loggers]
     return Loop(model, job.loader, settings, job.folder, step, None if evaluate is None else evaluated, loggers)
 

@@ -6,6 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from lorasmith.errors import RecipeError, RunError
+from lorasmith.methods import FactorPair
 from lorasmith.training.optimizers import build, optimizers
 from lorasmith.training.settings import TrainingSettings
 
@@ -18,6 +19,10 @@ def parameters(dtype=torch.float32):
         "matrix": nn.Parameter(torch.randn(5, 7, generator=generator).to(dtype)),
         "vector": nn.Parameter(torch.randn(5, generator=generator).to(dtype)),
     }
+
+
+# a pair of factors, for the optimizers that know them
+PAIRS = {"matrix": FactorPair(nn.Parameter(torch.eye(7, 9)), nn.Parameter(torch.zeros(5, 7)), 2.0)}
 
 
 def give_gradients(params, seed):
@@ -51,12 +56,12 @@ def test_adamw_moves_as_torchs_adamw_does():
 def test_saved_and_loaded_it_goes_on_bit_equal(name, dtype):
     settings = TrainingSettings(optimizer=name, weight_decay=0.1)
     params = parameters(dtype)
-    optimizer = build(params, settings)
+    optimizer = build(params, settings, PAIRS)
     for step in range(3):
         give_gradients(params, step)
         optimizer.step(0.01)
     copies = {key: nn.Parameter(value.detach().clone()) for key, value in params.items()}
-    resumed = build(copies, settings)
+    resumed = build(copies, settings, PAIRS)
     resumed.load_state(optimizer.steps, {key: value.clone() for key, value in optimizer.state_tensors().items()})
     for step in range(3, 6):
         for each, moved in ((params, optimizer), (copies, resumed)):

@@ -17,7 +17,7 @@ from torch import Tensor
 from lorasmith.errors import AttachError
 from lorasmith.methods.kept import Kept
 from lorasmith.methods.lora.site import LoraSite
-from lorasmith.methods.site import BaseWeight, Site, Vector
+from lorasmith.methods.site import BaseWeight, FactorPair, Site, Vector
 from lorasmith.ops import LowRank
 from lorasmith.ops.precision import without_autocast
 
@@ -68,6 +68,9 @@ class DoraSite(Site):
             return gain * self.update.after(x, y, weight)
         bias = self._beside(y, weight.bias.to(y.dtype))
         return gain * self.update.after(x, y - bias, weight) + bias
+
+    def factor_pairs(self) -> list[FactorPair]:
+        return self.update.factor_pairs()
 
     def refuses_merge(self) -> str | None:
         return self.update.refuses_merge()

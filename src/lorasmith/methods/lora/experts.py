@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lorasmith.methods.layer import LayerSpec
 from lorasmith.methods.lora.config import LoraConfig
 from lorasmith.methods.lora.site import draw_
-from lorasmith.methods.site import Site
+from lorasmith.methods.site import FactorPair, Site
 from lorasmith.ops import UpdatedWeight
 
 
@@ -31,6 +31,9 @@ class LoraExperts(Site):
 
     def describe(self) -> str:
         return f"LoRA on {self.experts} experts, rank {self.rank}, scaling {self.scaling:g}"
+
+    def factor_pairs(self) -> list[FactorPair]:
+        return [FactorPair(self.lora_A.weight, self.lora_B.weight, self.scaling, self.experts)]
 
     def refuses_merge(self) -> str | None:
         return None

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from lorasmith.methods.inits import Start
 from lorasmith.methods.layer import LayerSpec
 from lorasmith.methods.lora.config import LoraConfig
-from lorasmith.methods.site import BaseWeight, Site
+from lorasmith.methods.site import BaseWeight, FactorPair, Site
 
 
 class LoraSite(Site, ABC):
@@ -41,6 +41,13 @@ class LoraSite(Site, ABC):
         """The share of the input that is dropped now."""
         acts = isinstance(self.lora_dropout, nn.Dropout) and self.lora_dropout.training
         return self.lora_dropout.p if isinstance(self.lora_dropout, nn.Dropout) and acts else 0.0
+
+    def factor_pairs(self) -> list[FactorPair]:
+        # an embedding's factors have other names, and begin the other way round: A at zero
+        a, b = self._modules.get("lora_A"), self._modules.get("lora_B")
+        if a is None or b is None or self.refuses_merge():
+            return []
+        return [FactorPair(a.get_parameter("weight"), b.get_parameter("weight"), self.scaling)]
 
     def describe(self) -> str:
         return f"LoRA, rank {self.rank}, scaling {self.scaling:g}"

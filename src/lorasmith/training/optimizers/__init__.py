@@ -1,6 +1,7 @@
-"""Optimizers: an update rule, the form its state is kept in, and the place where it lies; three independent choices."""
+"""Optimizers: a rule, what it sees of gradients, the form of its state, and where that lies; independent choices."""
 
 from lorasmith.training.optimizers.optimizer import Optimizer
-from lorasmith.training.optimizers.table import build, optimizers
+from lorasmith.training.optimizers.pairs import factor_pairs, frozen_inputs
+from lorasmith.training.optimizers.table import build, choice_of, optimizers
 
-__all__ = ["Optimizer", "build", "optimizers"]
+__all__ = ["Optimizer", "build", "choice_of", "factor_pairs", "frozen_inputs", "optimizers"]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lorasmith.errors import RunError
+from lorasmith.training.optimizers.gradients import Gradients, Plain
 from lorasmith.training.optimizers.placement import Placement
 from lorasmith.training.optimizers.rule import Rule, StepSize
 from lorasmith.training.optimizers.state_format import StateFormat
@@ -18,7 +19,8 @@ class Optimizer:
 
     A parameter in 16 bits gets an f32 master copy, kept like a slot but never in a lossy form, since steps are often
     smaller than its last bit. Weight decay falls on tensors with two axes or more. Slots are made at a parameter's
-    first gradient; one that never gets a gradient never moves.
+    first gradient; one that never gets a gradient never moves. The rule sees gradients as `gradients` shows them, and a
+    parameter's learning rate is multiplied by its speed (1 where speeds has none).
     """
 
     def __init__(
@@ -28,12 +30,16 @@ class Optimizer:
         state_format: StateFormat,
         placement: Placement,
         weight_decay: float = 0.0,
+        gradients: Gradients | None = None,
+        speeds: Mapping[str, float] | None = None,
     ) -> None:
         self.parameters = dict(parameters)
         self.rule = rule
         self.state_format = state_format
         self.placement = placement
         self.weight_decay = weight_decay
+        self.gradients = gradients or Plain()
+        self.speeds = dict(speeds or {})
         self.steps = 0
         self._kept: dict[str, dict[str, dict[str, Tensor]]] = {}
         self._masters: dict[str, Tensor] = {}
@@ -45,7 +51,9 @@ class Optimizer:
         for name, parameter in self.parameters.items():
             if parameter.grad is not None:
                 decay = self.weight_decay if parameter.dim() >= 2 else 0.0
-                self._move(name, parameter, parameter.grad, StepSize(self.steps, learning_rate, decay))
+                rate = learning_rate * self.speeds.get(name, 1.0)
+                gradient = self.gradients.seen(name, parameter.grad)
+                self._move(name, parameter, gradient, StepSize(self.steps, rate, decay))
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
