@@ -20,7 +20,7 @@ _EMBEDDING_RATE = 1e-6
 
 
 def create_loraplus_optimizer(
-    model: nn.Module, optimizer_cls: type[Optimizer], *, lr: float, loraplus_lr_ratio: float, **kwargs: Any
+    model: nn.Module, optimizer_cls: Callable[..., Optimizer], *, lr: float, loraplus_lr_ratio: float, **kwargs: Any
 ) -> Optimizer:
     """optimizer_cls over what trains in model: LoRA's B (and vectors) with lr x loraplus_lr_ratio, the rest with lr.
 
@@ -94,7 +94,7 @@ class LoraFAOptimizer(Optimizer):
         self._pairs = {pair.b: pair for pair in pairs}
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move every parameter that has a gradient; returns what closure did."""
         loss = None
         if closure is not None:

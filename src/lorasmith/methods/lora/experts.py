@@ -33,7 +33,8 @@ class LoraExperts(Site):
         return f"LoRA on {self.experts} experts, rank {self.rank}, scaling {self.scaling:g}"
 
     def factor_pairs(self) -> list[FactorPair]:
-        return [FactorPair(self.lora_A.weight, self.lora_B.weight, self.scaling, self.experts)]
+        a, b = (factor.get_parameter("weight") for factor in (self.lora_A, self.lora_B))
+        return [FactorPair(a, b, self.scaling, self.experts)]
 
     def refuses_merge(self) -> str | None:
         return None
