@@ -50,6 +50,7 @@ from lorasmith.errors import LorasmithError
 from lorasmith.methods import PeftType, TaskType
 from lorasmith.methods.adalora import AdaLoraConfig
 from lorasmith.methods.bitfit import BitFitConfig
+from lorasmith.methods.boft import BOFTConfig
 from lorasmith.methods.bottleneck import BottleneckConfig
 from lorasmith.methods.config import PromptLearningConfig
 from lorasmith.methods.full import FullConfig
@@ -88,6 +89,7 @@ __all__ = [
     "AutoPeftModelForSeq2SeqLM",
     "AutoPeftModelForSequenceClassification",
     "AutoPeftModelForTokenClassification",
+    "BOFTConfig",
     "BitFitConfig",
     "BitsAndBytesConfig",
     "BottleneckConfig",

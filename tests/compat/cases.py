@@ -158,6 +158,13 @@ CASES: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("t5", {"total_step": 10}),
         ("conv", {"total_step": 10, "target_modules": ["conv2"], "init_r": 2}),
     ],
+    "boft": [
+        ("llama", {}),
+        ("llama", {"boft_block_size": 0, "boft_block_num": 4, "target_modules": "all-linear", "bias": "boft_only"}),
+        ("llama", {"boft_block_size": 8, "init_weights": False}),
+        ("bert", {}),
+        ("conv", {"target_modules": ["conv2"], "boft_block_size": 3}),
+    ],
     "oft": [
         ("llama", {"oft_block_size": 8, "target_modules": "all-linear"}),
         ("llama", {"oft_block_size": 0, "r": 4, "use_cayley_neumann": False}),

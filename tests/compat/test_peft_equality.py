@@ -28,6 +28,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Unsupported layer type .*Norm:UserWarning"),
     pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled:UserWarning"),
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to True but the target module is:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Failed to load the CUDA extension:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Setting boft_n_butterfly_factor to 1:UserWarning"),
     pytest.mark.filterwarnings("ignore:Specified to not (save|load) vera_A and vera_B:UserWarning"),
     pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`:UserWarning"),
     # it looks for patterns' names among modules only

@@ -13,6 +13,7 @@ class PeftType(StrEnum):
     VERA = "VERA"
     ADALORA = "ADALORA"
     OFT = "OFT"
+    BOFT = "BOFT"
     PROMPT_TUNING = "PROMPT_TUNING"
     P_TUNING = "P_TUNING"
     PREFIX_TUNING = "PREFIX_TUNING"

@@ -20,6 +20,7 @@ from lorasmith.methods.convolution import convolve
 from lorasmith.methods.layer import LayerSpec
 from lorasmith.methods.method import SiteMethod
 from lorasmith.methods.registry import methods
+from lorasmith.methods.rotation import cayley, turned
 from lorasmith.methods.site import BaseWeight, Site, Vector, adapter_dtype
 from lorasmith.models.families import LORA_TARGETS
 
@@ -125,7 +126,7 @@ class OFTSite(Site):
             stored = self._constrained(stored)
         skew = _skew(stored, self.size)
         exact = not self.config.use_cayley_neumann
-        return self.oft_dropout(_cayley(skew) if exact else _series(skew, self.config.num_cayley_neumann_terms))
+        return self.oft_dropout(cayley(skew) if exact else _series(skew, self.config.num_cayley_neumann_terms))
 
     def _constrained(self, stored: Tensor) -> Tensor:
         """Q within its bound; a trained one is put there, which is the projected gradient step that COFT asks for."""
@@ -214,27 +215,12 @@ class BlockDropout(nn.Module):
         return f"p={self.p}"
 
 
-def turned(x: Tensor, rotations: Tensor) -> Tensor:
-    """x [..., blocks n] R in the type of x, multiplied in the wider type of the two; rotations [blocks or 1, n, n]."""
-    # in 16 bits a small rotation's diagonal would round to one
-    wide = torch.promote_types(x.dtype, rotations.dtype)
-    x_BN = x.to(wide).unflatten(-1, (-1, rotations.shape[1]))
-    if rotations.shape[0] == 1:
-        return (x_BN @ rotations[0].to(wide)).flatten(-2).to(x.dtype)
-    return torch.einsum("...bk,bkc->...bc", x_BN, rotations.to(wide)).flatten(-2).to(x.dtype)
-
-
 def _skew(triangle: Tensor, size: int) -> Tensor:
     """The skew-symmetric matrices [blocks, n, n] of upper triangles [blocks, n (n - 1) / 2], row by row."""
     rows, columns = torch.triu_indices(size, size, 1, device=triangle.device)
     upper = triangle.new_zeros(triangle.shape[0], size, size)
     upper[:, rows, columns] = triangle
     return upper - upper.mT
-
-
-def _cayley(skew: Tensor) -> Tensor:
-    one = torch.eye(skew.shape[-1], device=skew.device, dtype=skew.dtype)
-    return torch.linalg.solve(one + skew, one - skew, left=False)
 
 
 def _series(skew: Tensor, terms: int) -> Tensor:

@@ -1,0 +1,20 @@
+"""Turning features block by block, which OFT and BOFT share. Blocks are n features wide; R is [blocks, n, n]."""
+
+import torch
+from torch import Tensor
+
+
+def turned(x: Tensor, rotations: Tensor) -> Tensor:
+    """x [..., blocks n] R in the type of x, multiplied in the wider type of the two; one R [1, n, n] may serve all."""
+    # in 16 bits a small rotation's diagonal would round to one
+    wide = torch.promote_types(x.dtype, rotations.dtype)
+    x_BN = x.to(wide).unflatten(-1, (-1, rotations.shape[1]))
+    if rotations.shape[0] == 1:
+        return (x_BN @ rotations[0].to(wide)).flatten(-2).to(x.dtype)
+    return torch.einsum("...bk,bkc->...bc", x_BN, rotations.to(wide)).flatten(-2).to(x.dtype)
+
+
+def cayley(skew: Tensor) -> Tensor:
+    """The rotations (I - Q)(I + Q)^-1 of skew-symmetric Q [..., n, n]."""
+    one = torch.eye(skew.shape[-1], device=skew.device, dtype=skew.dtype)
+    return torch.linalg.solve(one + skew, one - skew, left=False)
