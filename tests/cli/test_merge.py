@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,8 @@ def test_an_adapter_that_4_bits_can_hold_is_merged_in_the_best_way_and_measured(
     assert record(out)["method"] == "compensate from 16 bits"
     best, plain = found["compensate from 16 bits"], found["round"]
     assert best["kl"] < 0.5 * plain["kl"]
+    away = {name: [one["to_16bit"] for one in found.values()] for name, found in record(out)["layers"].items()}
+    assert statistics.median(away["compensate from 16 bits"]) < 0.5 * statistics.median(away["round"])
     assert best["kept"] > 0.8
     assert "* compensate from 16 bits: keeps" in answer.out
     # transformers loads what was written, as the model that was measured

@@ -3,7 +3,7 @@
 from lorasmith.evaluation.compare import compare
 from lorasmith.evaluation.estimate import Estimate
 from lorasmith.evaluation.input_moments import input_moments
-from lorasmith.evaluation.merge_fidelity import Fidelity, Kept, layer_kept, merge_fidelity, scored_logits
+from lorasmith.evaluation.merge_fidelity import Fidelity, Kept, layer_error, layer_kept, merge_fidelity, scored_logits
 from lorasmith.evaluation.metrics import metrics
 from lorasmith.evaluation.outcomes import Classified, Predicted
 from lorasmith.evaluation.run_causal import evaluate_causal
@@ -21,6 +21,7 @@ __all__ = [
     "evaluate_causal",
     "evaluate_classifier",
     "input_moments",
+    "layer_error",
     "layer_kept",
     "merge_fidelity",
     "metrics",

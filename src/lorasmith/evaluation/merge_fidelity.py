@@ -121,13 +121,21 @@ def layer_kept(effect: Tensor, change: Tensor, moments: Moments) -> Kept:
 
     The last column is that of the bias, zeros where there is none.
     """
+    passed = effect @ _with_one(moments)
+    along, size = float((passed * change).double().sum()), float((passed * effect).double().sum())
+    return _kept(size, along, layer_error(change, moments))
+
+
+def layer_error(change: Tensor, moments: Moments) -> float:
+    """The mean square of what a change [O, I + 1] of a layer does to its outputs, summed over these."""
+    return float(((change @ _with_one(moments)) * change).double().sum())
+
+
+def _with_one(moments: Moments) -> Tensor:
+    """The second moments [I + 1, I + 1] of the input with a one behind it, which the bias multiplies."""
     second, mean = moments.second, moments.mean
     ones = torch.ones(1, device=mean.device)
-    # the second moments of the input with a one behind it, which the bias multiplies
-    whole = torch.cat([torch.cat([second, mean[:, None]], dim=1), torch.cat([mean, ones])[None]])
-    passed = effect @ whole
-    along, size = float((passed * change).double().sum()), float((passed * effect).double().sum())
-    return _kept(size, along, float(((change @ whole) * change).double().sum()))
+    return torch.cat([torch.cat([second, mean[:, None]], dim=1), torch.cat([mean, ones])[None]])
 
 
 def _kept(effect: float, along: float, change: float) -> Kept:

@@ -6,6 +6,7 @@ compensate   Q + dW, or W + dW, rounded so that outputs change least (quantized/
 exact        into the zero points of the base's blocks, where the adapter's update is constant over them (QA-LoRA)
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -13,10 +14,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lorasmith.attach import Adapted, MergedSum, bare, compensated_layer, exact_layer, merged_sum, rounded_layer
+from lorasmith.attach import Adapted, bare, compensated_layer, exact_layer, merged_sum, rounded_layer
 from lorasmith.data import Batch
 from lorasmith.errors import MergeError
-from lorasmith.evaluation import Kept, input_moments, layer_kept
+from lorasmith.evaluation import Kept, input_moments, layer_error, layer_kept
 from lorasmith.methods import layer_spec
 from lorasmith.quantized import Moments, QuantizedLinear, Scheme
 
@@ -27,11 +28,16 @@ MOMENT_BYTES = 2 << 30
 
 @dataclass
 class Candidate:
-    """One way of merging: its layers by path, and what each adapted one keeps on inputs it was not calibrated on."""
+    """One way of merging: its layers by path, and what each adapted one keeps on inputs it was not calibrated on.
+
+    to_16bit is how far the outputs of each are from those of the adapter on the 16-bit weight, in units of what plain
+    quantizing costs without an adapter; empty where that weight is not at hand.
+    """
 
     name: str
     layers: dict[str, nn.Module] = field(default_factory=dict)
     kept: dict[str, Kept] = field(default_factory=dict)
+    to_16bit: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,7 @@ def _add(
         made = compensated_layer(layer, summed, plan.scheme, seen, path, candidate.name == "compensate")
     candidate.layers[path] = made
     if isinstance(layer, Adapted) and other is not None and other.rows:
-        candidate.kept[path] = _layer_kept(merged_sum(layer, [plan.adapter]), made, other)
+        _measure(plan, candidate, path, layer, made, other)
 
 
 def _source(plan: MergePlan, candidate: Candidate, path: str) -> Tensor | None:
@@ -123,10 +129,29 @@ def _source(plan: MergePlan, candidate: Candidate, path: str) -> Tensor | None:
     return plan.source(path)
 
 
-def _layer_kept(summed: MergedSum, made: QuantizedLinear, moments: Moments) -> Kept:
+def _measure(
+    plan: MergePlan, candidate: Candidate, path: str, layer: Adapted, made: QuantizedLinear, moments: Moments
+) -> None:
+    """Note what the layer that was made keeps, and how far it is from 16 bits."""
+    summed = merged_sum(layer, [plan.adapter])
     base = _with_bias(summed.base_weight, summed.base_bias)
-    effect = _with_bias(summed.weight, summed.bias) - base
-    return layer_kept(effect, _with_bias(made.dequantize(summed.weight.dtype), made.bias) - base, moments)
+    merged = _with_bias(made.dequantize(torch.float32), made.bias)
+    candidate.kept[path] = layer_kept(_with_bias(summed.weight, summed.bias) - base, merged - base, moments)
+    if plan.quantized and plan.source is None:
+        return
+    exact = merged_sum(layer, [plan.adapter], plan.source(path) if plan.source else None)
+    stored = summed.base_weight
+    plain = stored if plan.source else _plainly_stored(stored, plan.scheme)
+    weight = plan.source(path).to(stored) if plan.source else stored
+    unit = layer_error(_with_bias(plain - weight, None), moments)
+    lost = layer_error(merged - _with_bias(exact.weight, exact.bias), moments)
+    candidate.to_16bit[path] = math.sqrt(lost / unit) if unit else 0.0
+
+
+def _plainly_stored(weight: Tensor, scheme: Scheme) -> Tensor:
+    layer = QuantizedLinear(weight.shape[1], len(weight), False, scheme, device=weight.device)
+    layer.quantize_(weight)
+    return layer.dequantize()
 
 
 def _with_bias(weight: Tensor, bias: Tensor | None) -> Tensor:

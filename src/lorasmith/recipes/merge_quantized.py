@@ -1,7 +1,6 @@
 """Merging an adapter into a number format: in the best of several ways, measured, or refused."""
 
 import json
-import statistics
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,16 +17,17 @@ from lorasmith.attach import adapters_of, load_adapter, replace_and_unload, repl
 from lorasmith.data import Batch
 from lorasmith.doctor.place.folder import require_writable
 from lorasmith.errors import AdapterError, MergeError
-from lorasmith.evaluation import Fidelity, Kept, merge_fidelity, scored_logits
+from lorasmith.evaluation import Fidelity, merge_fidelity, scored_logits
 from lorasmith.evaluation.evaluating import evaluating
 from lorasmith.models.checkpoint import Checkpoint, quantization_of
 from lorasmith.models.save import save_quantized
 from lorasmith.quantized import QuantizedLinear, Scheme
 from lorasmith.recipes.adapter_fit import fitting_config
 from lorasmith.recipes.base_model import Storage, load_base, open_base, skeleton
-from lorasmith.recipes.calibration import Texts, read_texts
+from lorasmith.recipes.calibration import read_texts
 from lorasmith.recipes.inspection import inspection_lines
 from lorasmith.recipes.merge_methods import Candidate, MergeMethod, MergePlan, build_candidates, width_of
+from lorasmith.recipes.merge_record import MergeRecord, token_count
 from lorasmith.recipes.source_weights import SourceWeights
 from lorasmith.recipes.subject import Subject, find_subject, tokenizer_of
 
@@ -81,7 +81,7 @@ def merge_quantized(request: MergeRequest) -> Iterator[str]:
     names = plan.names(request.method)
     widest = max(width_of(model.get_submodule(path)) for path in plan.paths)
     texts = read_texts(request.calibration, subject, checkpoint, tokenizer, widest).to(model.device)
-    yield f"calibrating on {_tokens(texts.calibration):,} tokens of {texts.origin}, measuring on others"
+    yield f"calibrating on {token_count(texts.calibration):,} tokens of {texts.origin}, measuring on others"
     candidates = build_candidates(plan, names, texts.calibration, texts.measured)
     found = measured_candidates(plan, candidates, texts.measured)
     chosen = min(candidates, key=lambda one: found[one.name].kl)
@@ -109,52 +109,6 @@ def measured_candidates(plan: MergePlan, candidates: list[Candidate], batches: l
     voices = {one.name: voice(partial(replaced, model, one.layers)) for one in candidates}
     with evaluating(model):
         return merge_fidelity(voice(book.disabled), voice(nullcontext), voices, batches)
-
-
-@dataclass(frozen=True)
-class MergeRecord:
-    """What a merge was measured to keep, for merge.json and for people."""
-
-    scheme: str
-    chosen: str
-    least_kept: float
-    texts: Texts
-    found: Mapping[str, Fidelity]
-    candidates: list[Candidate]
-
-    def lines(self) -> Iterator[str]:
-        """A line a candidate, the chosen one marked, and the losses."""
-        for candidate in self.candidates:
-            one = self.found[candidate.name]
-            mark = "*" if candidate.name == self.chosen else " "
-            yield (
-                f"{mark} {candidate.name}: keeps {one.kept:.0%} of the adapter's effect, changes {one.other:.2f} of it "
-                f"beside; KL {one.kl:.4f}, same top choice {one.agreement:.1%}{_layers(candidate.kept)}"
-            )
-        one = self.found[self.chosen]
-        if one.other > 1:
-            yield "warning: what the merge changes beside the adapter's effect is larger than that effect"
-        yield (
-            f"loss: base {one.base_loss:.4f}, adapter on base {one.adapted_loss:.4f}, merged {one.merged_loss:.4f} "
-            f"over {one.positions:,} positions"
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """What merge.json holds."""
-        return {
-            "scheme": self.scheme,
-            "method": self.chosen,
-            "least_kept": self.least_kept,
-            "text": self.texts.origin,
-            "calibration_tokens": _tokens(self.texts.calibration),
-            "measured": {name: fidelity.to_dict() for name, fidelity in self.found.items()},
-            "layers": {
-                candidate.name: {
-                    path: {"kept": kept.kept, "other": kept.other} for path, kept in candidate.kept.items()
-                }
-                for candidate in self.candidates
-            },
-        }
 
 
 def _plan(
@@ -203,20 +157,6 @@ def _require_kept(request: MergeRequest, chosen: str, found: Mapping[str, Fideli
     bits = "" if plan.source or not plan.quantized else "; --base-16bit names the model that the base was made from"
     raise MergeError(
         f"{request.into} by {chosen} keeps {one.kept:.0%} of the adapter's effect on the logits, less than "
-        f"--least-kept {request.least_kept:g} (other change {one.other:.2f}, KL {one.kl:.4f}); keep the adapter beside "
+        f"--least-kept {request.least_kept:g} (other change {one.other:.2f}, KL {one.kl:.3g}); keep the adapter beside "
         f"its base, merge --into bf16 or int8{bits}{more}, or write it all the same with --force"
     )
-
-
-def _tokens(batches: list[Batch]) -> int:
-    return sum(
-        batch.input_ids.numel() if batch.attention_mask is None else int(batch.attention_mask.sum())
-        for batch in batches
-    )
-
-
-def _layers(kept: Mapping[str, Kept]) -> str:
-    if not kept:
-        return ""
-    middle = statistics.median(one.kept for one in kept.values())
-    return f"; its layers {middle:.0%} at the median, {min(one.kept for one in kept.values()):.0%} at the least"
