@@ -93,6 +93,31 @@ def test_what_peft_converted_is_the_same_as_what_is_written_here(start, tmp_path
         assert getattr(read.peft_config["default"], name) == getattr(again.peft_config["default"], name), name
 
 
+def test_a_trainer_that_resumes_loads_into_the_adapter_that_it_made(start, tmp_path):
+    fields = {"task_type": "CAUSAL_LM", "r": 4, "init_lora_weights": start}
+    before = shake(lorasmith.get_peft_model(llama(), lorasmith.LoraConfig(**fields)))
+    before.save_pretrained(tmp_path)
+    # as transformers' Trainer does on resume_from_checkpoint
+    after = lorasmith.get_peft_model(llama(), lorasmith.LoraConfig(**fields))
+    after.load_adapter(tmp_path, "default", is_trainable=True)
+    assert torch.equal(logits(after), logits(before))
+    assert after.get_nb_trainable_parameters() == before.get_nb_trainable_parameters()
+    assert after.peft_config["default"].init_lora_weights == start
+
+
+def test_such_adapters_are_combined_like_others(start):
+    fields = {"task_type": "CAUSAL_LM", "r": 4, "init_lora_weights": start}
+    model = shake(lorasmith.get_peft_model(llama(), lorasmith.LoraConfig(**fields)))
+    model.add_adapter("other", lorasmith.LoraConfig(task_type="CAUSAL_LM", r=2))
+    model.set_adapter("other")
+    shake(model)
+    model.set_adapter(["default", "other"])
+    both = logits(model)
+    model.add_weighted_adapter(["default", "other"], [1.0, 1.0], "sum", combination_type="cat")
+    model.set_adapter("sum")
+    assert_close(logits(model), both, atol=1e-5, rtol=0)
+
+
 def test_a_start_that_peft_drew_by_chance_is_doubted(tmp_path, caplog):
     theirs = peft.get_peft_model(llama(), peft.LoraConfig(task_type="CAUSAL_LM", init_lora_weights="pissa_niter_8"))
     shake(theirs).save_pretrained(tmp_path)

@@ -86,7 +86,8 @@ class Alternating(Start):
         if fresh:
             raise AttachError(
                 f"init_lora_weights={self.value!r} quantizes the base itself, and it is quantized already: load it "
-                "dense, or attach a plain LoRA and call replace_lora_weights_loftq with the folder of the dense weights"
+                "dense (quantization: none in a recipe), or attach a plain LoRA and call replace_lora_weights_loftq "
+                "with the folder of the dense weights"
             )
         if repeatable and scheme == self.config.scheme:
             return True
