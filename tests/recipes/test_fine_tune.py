@@ -26,6 +26,10 @@ METHODS = [
     {"name": "prompt_tuning", "num_virtual_tokens": 4},
     {"name": "p_tuning", "num_virtual_tokens": 4, "encoder_reparameterization_type": "LSTM", "encoder_hidden_size": 8},
     {"name": "prefix_tuning", "num_virtual_tokens": 4, "prefix_projection": True},
+    {"name": "bottleneck", "placement": "parallel"},
+    {"name": "shira", "r": 2, "target_modules": "attention", "layers": "last-1"},
+    {"name": "full", "layers": "last-1"},
+    {"name": "ln_tuning"},
 ]
 
 

@@ -1,5 +1,9 @@
+from lorasmith.attach import adapters_of, attach
+from lorasmith.methods.prefix_tuning import PrefixTuningConfig
+from lorasmith.recipes.positions import context_of, room_in
 from lorasmith.recipes.prepare import with_length
 from lorasmith.recipes.reading import build_recipe
+from tiny import llama
 
 
 def length(context, **data):
@@ -15,3 +19,15 @@ def test_without_a_length_the_models_positions_are_the_limit():
 
 def test_a_stated_length_is_kept_and_left_to_the_doctor():
     assert length(512, max_length=1024) == 1024
+
+
+def test_virtual_tokens_take_positions():
+    config = {"max_position_embeddings": 512}
+    assert room_in(config, {"name": "prompt_tuning", "num_virtual_tokens": 20}) == 492
+    assert room_in(config, {"name": "lora"}) == 512
+    model = llama(max_position_embeddings=64)
+    assert context_of(model) == 64
+    attach(model, PrefixTuningConfig(num_virtual_tokens=20))
+    assert context_of(model) == 44
+    with adapters_of(model).disabled():
+        assert context_of(model) == 64

@@ -4,6 +4,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from lorasmith.attach import adapters_of
+
 
 def positions_in(config: dict[str, Any]) -> int | None:
     """The number that a config.json states, whatever its name; None where it states none."""
@@ -12,6 +14,15 @@ def positions_in(config: dict[str, Any]) -> int | None:
     return next((value for value in named if isinstance(value, int)), None)
 
 
+def room_in(config: dict[str, Any], method: dict[str, Any]) -> int | None:
+    """Positions that a config.json leaves to real tokens beside those of a method section's virtual ones."""
+    stated = positions_in(config)
+    return None if stated is None else stated - method.get("num_virtual_tokens", 0)
+
+
 def context_of(model: PreTrainedModel) -> int | None:
-    """Positions that model was made for; None where its config states no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    """Positions that model was made for, less the virtual tokens of its adapter; None where its config has no limit."""
+    stated = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    prompted = adapters_of(model).prompted
+    prompt = None if prompted is None else prompted.prompt
+    return stated if stated is None or prompt is None else stated - prompt.tokens

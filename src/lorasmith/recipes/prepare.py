@@ -17,7 +17,7 @@ from lorasmith.recipes.base_model import DTYPES, Storage, open_base, skeleton
 from lorasmith.recipes.dataset import Dataset, build_dataset
 from lorasmith.recipes.memory import free_bytes
 from lorasmith.recipes.method_section import method_config
-from lorasmith.recipes.positions import context_of, positions_in
+from lorasmith.recipes.positions import context_of, room_in
 from lorasmith.recipes.recipe import Recipe
 from lorasmith.recipes.tokenizers import extend_tokenizer_, fit_embeddings_, load_tokenizer
 from lorasmith.training.optimizers import choice_of, frozen_inputs
@@ -48,7 +48,7 @@ def prepare(recipe: Recipe) -> Prepared:
     checkpoint = open_base(recipe.model)
     tokenizer = load_tokenizer(checkpoint.folder, trust_remote_code=recipe.model.trust_remote_code)
     extend_tokenizer_(tokenizer, recipe.tokenizer)
-    recipe = with_length(recipe, positions_in(checkpoint.config))
+    recipe = with_length(recipe, room_in(checkpoint.config, recipe.method))
     dataset = build_dataset(recipe.data, recipe.task, tokenizer, recipe.seed)
     recipe = with_labels(recipe, dataset)
     model = skeleton(checkpoint, recipe.model, storage_of(recipe), device)
