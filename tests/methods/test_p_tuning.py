@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from lorasmith.attach import adapter_state, adapters_of, attach, load_adapter, load_adapter_state, save_adapter
@@ -71,3 +72,17 @@ def test_tokens_that_were_loaded_take_the_place_of_the_encoder():
 def test_an_unknown_encoder_is_refused():
     with pytest.raises(AttachError, match="'GRU' is not one of MLP, LSTM"):
         PromptEncoderConfig(num_virtual_tokens=4, encoder_reparameterization_type="GRU")
+
+
+def test_a_file_that_does_not_fit_leaves_the_encoder_that_it_was_to_replace(tmp_path):
+    save_adapter(encoded(), tmp_path)
+    model = encoded(**LSTM)
+    before, tensors = logits(model), checkpoint.trainable_parameters(model)
+    (tmp_path / "adapter_model.safetensors").unlink()
+    save_file({"prompt_embeddings": torch.zeros(4, 8)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(AdapterError, match="prompt_embeddings has shape"):
+        load_adapter(model, tmp_path)
+    assert torch.equal(logits(model), before)
+    again = checkpoint.trainable_parameters(model)
+    assert again.keys() == tensors.keys()
+    assert all(again[name] is tensors[name] for name in tensors)

@@ -176,6 +176,7 @@ def attach_content(
         return book
     replaced = _as_it_trains(book, name) if name in book.configs else None
     before = list(book.active)
+    prompt = book.prompted.encoder[name] if book.prompted is not None and name in book.prompted.encoder else None
     if replaced is not None:
         book.remove(name)
     try:
@@ -185,6 +186,9 @@ def attach_content(
             book.remove(name)
         if replaced is not None:
             _attach_loaded(model, replaced, name, float32)
+            if prompt is not None and book.prompted is not None:
+                # with what no file holds: the encoder of its virtual tokens
+                book.prompted.encoder[name] = prompt
         book.activate(before)
         raise
 
