@@ -178,6 +178,12 @@ def test_what_cannot_sit_on_experts_is_said_in_the_log(caplog):
     assert "lora_dropout=0.1 has no meaning" in caplog.text
 
 
+def test_names_of_feed_forward_layers_that_reach_no_expert_are_warned_of(caplog):
+    attach(qwen_moe(), LoraConfig(target_modules=["q_proj", "gate_proj", "up_proj", "down_proj"]))
+    assert "down_proj, gate_proj, up_proj reach no expert" in caplog.text
+    assert "target_parameters=['experts.down_proj', 'experts.gate_up_proj']" in caplog.text
+
+
 def test_other_methods_say_that_they_do_not_reach_experts(caplog):
     attach(mixtral(), methods["bottleneck"].config_class(target_modules="all-linear"))
     assert "LoRA reaches bare parameters" in caplog.text

@@ -13,6 +13,8 @@ from lorasmith.methods import SiteMethod, TargetedConfig, layer_spec, named
 
 log = logging.getLogger(__name__)
 
+# what the layers of an expert were called when each was a layer
+_FEED_FORWARD = {"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 # a bare parameter: the path of its module and its name there
 Place = tuple[str, str]
 
@@ -28,6 +30,8 @@ def select_parameters(model: nn.Module, config: TargetedConfig, method: SiteMeth
     wanted = config.parameter_names
     if wanted is None and everything:
         return _experts(model, config, method)
+    if wanted is None:
+        _tell_of_missed_experts(model, config)
     if not wanted:
         return []
     places = _bare_parameters(model)
@@ -77,6 +81,21 @@ def _experts(model: nn.Module, config: TargetedConfig, method: SiteMethod) -> li
     log.warning("all-linear includes %s as target_parameters; target_parameters: [] leaves them out", what)
     config.note_parameters(names)
     return places
+
+
+def _tell_of_missed_experts(model: nn.Module, config: TargetedConfig) -> None:
+    """Warn where names of feed-forward layers are meant for experts too, which are no layers since transformers 5."""
+    targets = config.target_modules
+    meant = sorted(_FEED_FORWARD & set(targets)) if isinstance(targets, list | set) else []
+    places = _stacks(model) if meant else []
+    if places:
+        log.warning(
+            "target_modules: %s reach no expert, which this model holds as %d stacks of parameters; "
+            "name them too: target_parameters=%s",
+            ", ".join(meant),
+            len(places),
+            _shortest_names(places, model),
+        )
 
 
 def _stacks(model: nn.Module) -> list[Place]:

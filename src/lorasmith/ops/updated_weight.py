@@ -14,6 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map
 
 # the products of grouped rows want rows of whole 16 bytes
@@ -34,8 +35,9 @@ class UpdatedWeight(Tensor):
     @classmethod
     def of(cls, base: Tensor, left: Tensor, right: Tensor, scaling: float) -> Self:
         """The sum of these parts."""
-        # of no size and no device: it must never be read
-        made: Self = Tensor._make_subclass(cls, torch.empty(0, device="meta"))
+        # of no size and no device: it must never be read, and a plan's fake tensors are not to see it
+        with _disable_current_modes():
+            made: Self = Tensor._make_subclass(cls, torch.empty(0, device="meta"))
         made.base, made.left, made.right, made.scaling = base, left, right, scaling
         return made
 
