@@ -77,8 +77,8 @@ def test_the_loss_has_pefts_regularizer():
 def test_the_average_rank_ends_at_the_target_and_only_what_is_kept_is_saved(tmp_path):
     model = train(lorasmith, 10).get_base_model()
     sites = [site for _, site in adapters_of(model).sites("default")]
-    assert sum(int(site.kept.sum()) for site in sites) == 2 * len(sites)
-    assert all(bool((site.lora_E.weight[~site.kept] == 0).all()) for site in sites)
+    assert sum(sum(site.kept) for site in sites) == 2 * len(sites)
+    assert all((site.lora_E.weight.flatten() != 0).tolist() == site.kept for site in sites)
     save_adapter(model, tmp_path)
     rows = [len(value) for key, value in load_file(tmp_path / WEIGHTS_FILE).items() if key.endswith("lora_E")]
     assert sum(rows) == 2 * len(sites)
@@ -117,7 +117,7 @@ def test_a_module_that_lost_all_its_ranks_does_nothing_and_is_saved_and_loaded(t
     book = attach(model, AdaLoraConfig(**FIELDS))
     shake(model)
     for _, site in book.sites("default"):
-        site.keep(torch.zeros(4, dtype=torch.bool))
+        site.keep([False] * 4)
     book.configs["default"].rank_pattern = {f"{path}.lora_E": [False] * 4 for path, _ in book.sites("default")}
     assert_close(logits(model), base, atol=1e-6, rtol=0)
     save_adapter(model, tmp_path)

@@ -59,6 +59,13 @@ def test_a_resumed_run_is_bit_equal_wherever_it_broke_off(train, last, tmp_path)
     assert resumed.configs["default"].to_dict() == whole.configs["default"].to_dict()
 
 
+def test_resuming_a_finished_run_gives_its_config_again(train, tmp_path):
+    whole = train(tmp_path)
+    again = train(tmp_path, resume=True)
+    assert again.configs["default"].to_dict() == whole.configs["default"].to_dict()
+    assert all(torch.equal(tensors(again)[name], value) for name, value in tensors(whole).items())
+
+
 def test_the_run_ends_at_the_target_rank_and_names_its_number_of_steps(train, tmp_path):
     config = train(tmp_path).configs["default"]
     assert config.total_step == 8

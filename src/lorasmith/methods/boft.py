@@ -20,7 +20,7 @@ from lorasmith.methods.layer import LayerSpec
 from lorasmith.methods.method import SiteMethod
 from lorasmith.methods.registry import methods
 from lorasmith.methods.rotation import cayley, turned
-from lorasmith.methods.site import BaseWeight, Site, Vector, adapter_dtype
+from lorasmith.methods.site import BaseWeight, Constant, Site, Vector, adapter_dtype
 from lorasmith.models.families import LORA_TARGETS
 
 
@@ -88,7 +88,8 @@ class BOFTSite(Site):
     def __init__(self, config: BOFTConfig, layer: LayerSpec, dtype: torch.dtype, features: int) -> None:
         super().__init__(layer)
         size, self.factors = config.size_of(layer.path, features), config.boft_n_butterfly_factor
-        self.orders = [butterfly(features, size, factor).to(layer.device) for factor in range(self.factors)]
+        orders = torch.stack([butterfly(features, size, factor) for factor in range(self.factors)])
+        self.boft_P = Constant(orders.to(layer.device))
         options: dict[str, Any] = {"device": layer.device, "dtype": dtype}
         rotations = torch.zeros(self.factors, features // size, size, size, **options)
         scales = torch.ones(layer.out_features, **options)
@@ -110,7 +111,7 @@ class BOFTSite(Site):
     def turned_kernel(self, weight: Tensor) -> Tensor:
         """weight [out, features] that does what the turned input and the scaled output do."""
         # the transpose of a product turns its order round
-        for order, rotation in zip(self.orders, self.rotations(), strict=True):
+        for order, rotation in zip(self.boft_P.weight, self.rotations(), strict=True):
             weight = _turned(weight, order, rotation.mT)
         return weight * self.boft_s.weight.reshape(-1, 1).to(weight.dtype)
 
@@ -139,7 +140,7 @@ class BOFTLinear(BOFTSite):
 
     def before(self, x: Tensor) -> Tensor:
         rotations = self.rotations()
-        for order, rotation in zip(reversed(self.orders), rotations.flip(0), strict=True):
+        for order, rotation in zip(self.boft_P.weight.flip(0), rotations.flip(0), strict=True):
             x = _turned(x, order, rotation)
         return x
 
@@ -184,10 +185,10 @@ class ButterflyDropout(nn.Module):
         if not self.training:
             return rotations
         factors, blocks, size, _ = rotations.shape
-        chosen = int(torch.randint(0, factors, (1,)))
-        left_out = torch.zeros(factors, blocks, 1, 1, dtype=torch.bool)
-        left_out[chosen, :, 0, 0] = torch.randperm(blocks) < int(self.p * blocks)
-        return torch.where(left_out.to(rotations.device), torch.eye(size).to(rotations), rotations)
+        of_factor = torch.arange(factors) == torch.randint(0, factors, (1,))
+        of_block = torch.randperm(blocks) < int(self.p * blocks)
+        left_out = (of_factor[:, None] & of_block)[..., None, None].to(rotations.device)
+        return torch.where(left_out, torch.eye(size).to(rotations), rotations)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

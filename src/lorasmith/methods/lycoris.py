@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch._guards import active_fake_mode
 
 from lorasmith.errors import AttachError
 from lorasmith.methods.config import LayeredConfig
@@ -123,8 +124,9 @@ class RowDropout(nn.Module):
         if not self.training:
             return update
         kept = (torch.rand(update.shape[axis]) > self.p).to(update)
-        if self.scale and bool(kept.any()):
-            kept = kept / kept.mean()
+        if self.scale:
+            # where none is left, zero by anything stays zero
+            kept = kept / kept.mean().clamp_min(1 / kept.numel())
         return update * kept.reshape([-1 if i == axis % update.dim() else 1 for i in range(update.dim())])
 
     def extra_repr(self) -> str:
@@ -140,7 +142,10 @@ class ModuleDropout(nn.Module):
 
     def drops(self) -> bool:
         """Whether the update is left out this time."""
-        return self.training and not bool(torch.rand(1) > self.p)
+        # a memory plan runs on tensors without values, and counts the update
+        if not self.training or active_fake_mode() is not None:
+            return False
+        return not bool(torch.rand(1) > self.p)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

@@ -73,7 +73,7 @@ class Projections(nn.Module):
 
 def _kaiming(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
     bound = math.sqrt(3.0) * (math.sqrt(2) / math.sqrt(shape[1]))
-    return torch.empty(shape, dtype=torch.float32).uniform_(-bound, bound, generator=generator)
+    return torch.empty(shape, dtype=torch.float32, device="cpu").uniform_(-bound, bound, generator=generator)
 
 
 class VeraSite(Site):

@@ -91,7 +91,7 @@ class RankAllocation(TrainingPart):
         if surplus > 0:
             threshold = torch.cat([score.cpu() for score in scores.values()]).kthvalue(surplus).values.item()
             for path, site in self.sites.items():
-                site.keep(scores[path] > threshold)
+                site.keep((scores[path] > threshold).tolist())
         self._write_pattern()
 
     def _scores(self, path: str) -> Tensor:
@@ -104,16 +104,21 @@ class RankAllocation(TrainingPart):
     def state(self) -> dict[str, Tensor]:
         scores = {f"{key}.importance": value for key, value in self.importance.items()}
         scores |= {f"{key}.uncertainty": value for key, value in self.uncertainty.items()}
+        if self.config.total_step is not None:
+            scores["total_step"] = torch.tensor(self.config.total_step)
         if self.config.rank_pattern is None:
             return scores
-        return scores | {f"{path}.kept": site.kept for path, site in self.sites.items()}
+        return scores | {f"{path}.kept": torch.tensor(site.kept, dtype=torch.bool) for path, site in self.sites.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self.importance, self.uncertainty = {}, {}
         for key, value in state.items():
+            if key == "total_step":
+                self.config.total_step = int(value)
+                continue
             name, _, kind = key.rpartition(".")
             if kind == "kept":
-                self.sites[name].keep(value)
+                self.sites[name].keep(value.tolist())
                 continue
             weight = self.sites[name.rpartition(".")[0]].get_parameter(f"{name.rpartition('.')[2]}.weight")
             (self.importance if kind == "importance" else self.uncertainty)[name] = value.to(weight)

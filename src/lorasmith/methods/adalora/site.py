@@ -25,9 +25,9 @@ class AdaLoraSite(Site):
     def __init__(self, config: AdaLoraConfig, layer: LayerSpec, dtype: torch.dtype, columns: int) -> None:
         super().__init__(layer)
         # where each of the init_r ranks that a file speaks of is here
-        self.pattern = torch.tensor(config.kept_at(layer.path), dtype=torch.bool)
-        self.rank = int(self.pattern.sum())
-        self.kept = torch.ones(self.rank, dtype=torch.bool, device=layer.device)
+        self.pattern = list(config.kept_at(layer.path))
+        self.rank = sum(self.pattern)
+        self.kept = [True] * self.rank
         alpha = config.lora_alpha if config.lora_alpha > 0 else self.rank
         # by the rank at the start, whatever is left of it, so that an allocation moves nothing that it keeps
         self.scaling = alpha / (config.init_r + 1e-5)
@@ -40,19 +40,21 @@ class AdaLoraSite(Site):
         self.lora_B = Vector(torch.randn(layer.out_features, self.rank, **options) * deviation)
 
     def describe(self) -> str:
-        return f"AdaLoRA, rank {int(self.kept.sum())} of {self.rank}, scaling {self.scaling:g}"
+        return f"AdaLoRA, rank {sum(self.kept)} of {self.rank}, scaling {self.scaling:g}"
 
     @torch.no_grad()
-    def keep(self, kept: Tensor) -> None:
-        """Set the values of the triplets that are not kept to zero; kept [rank] is a truth value each."""
-        self.kept = kept.to(self.kept)
-        self.lora_E.weight.masked_fill_(~self.kept[:, None], 0.0)
+    def keep(self, kept: list[bool]) -> None:
+        """Set the values of the triplets that are not kept to zero; kept has a truth value a rank."""
+        self.kept = kept
+        self.lora_E.weight.masked_fill_(~self._mask()[:, None], 0.0)
+
+    def _mask(self) -> Tensor:
+        return torch.tensor(self.kept, dtype=torch.bool, device=self.lora_E.weight.device)
 
     def kept_pattern(self) -> list[bool]:
         """What is kept of the init_r ranks."""
-        pattern = self.pattern.clone()
-        pattern[self.pattern] = self.kept.cpu()
-        return list(map(bool, pattern.tolist()))
+        kept = iter(self.kept)
+        return [had and next(kept) for had in self.pattern]
 
     def scaled_b(self) -> Tensor:
         """B with the values on its columns: [out, rank]."""
@@ -70,14 +72,14 @@ class AdaLoraSite(Site):
         return {f"{name}.weight": name for name in ("lora_A", "lora_E", "lora_B")}
 
     def saved(self, key: str, value: Tensor) -> Tensor:
-        return value[:, self.kept] if key == "lora_B" else value[self.kept]
+        return value[:, self._mask()] if key == "lora_B" else value[self._mask()]
 
     def restored(self, key: str, value: Tensor) -> Tensor:
         whole = self.get_parameter(f"{key}.weight").detach()
         axis = 1 if key == "lora_B" else 0
-        if value.shape == whole.shape or value.shape[axis] != int(self.kept.sum()):
+        if value.shape == whole.shape or value.shape[axis] != sum(self.kept):
             return value
-        return whole.index_copy(axis, self.kept.nonzero().flatten(), value.to(whole))
+        return whole.index_copy(axis, self._mask().nonzero().flatten(), value.to(whole))
 
 
 class AdaLoraLinear(AdaLoraSite):
