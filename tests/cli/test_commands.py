@@ -128,6 +128,26 @@ def test_merge_rounds_to_the_type_asked_for(lorasmith, adapter_folder, tmp_path)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
 
 
+def test_whole_tensors_trained_beside_quantized_ones_merge_into_the_base_of_the_run(
+    lorasmith, model_folder, data_file, tmp_path
+):
+    run, merged = tmp_path / "run", tmp_path / "merged"
+    settings = ("--set", "training.learning_rate=0.1", "--set", "evaluation.samples=0")
+    answer = lorasmith(
+        *("train", "--model", model_folder, "--data", data_file, "--method", "full", "--max-steps", "1"),
+        *("--output", run, *settings),
+    )
+    assert answer.code == 0, answer.err
+    answer = lorasmith("merge", run, "--out", merged, "--dtype", "fp32")
+    assert answer.code == 0, answer.err
+    assert "its rounding is part of the merged weights" in answer.out
+    trained = load_file(run / "adapter" / "adapter_model.safetensors")
+    tensors = load_file(merged / "model.safetensors")
+    base = load_file(model_folder / "model.safetensors")
+    assert torch.equal(tensors["model.norm.weight"], trained["base_model.model.model.norm.weight"])
+    assert not torch.equal(tensors["model.norm.weight"], base["model.norm.weight"])
+
+
 def test_inspect_counts_an_adapters_parameters(lorasmith, adapter_folder):
     answer = lorasmith("inspect", adapter_folder)
     assert answer.code == 0, answer.err

@@ -9,6 +9,8 @@ from lorasmith.atomic import atomic_folder, new_folder
 from lorasmith.attach import adapters_of, load_adapter, merge_and_unload
 from lorasmith.doctor.place.folder import require_writable
 from lorasmith.errors import AdapterError
+from lorasmith.methods import method_of
+from lorasmith.methods.full import Full
 from lorasmith.models.checkpoint import quantization_of
 from lorasmith.models.quiet import quiet_transformers
 from lorasmith.recipes.adapter_fit import fitting_config
@@ -35,11 +37,14 @@ def merge_adapter(
     (name, folder) = next(iter(subject.adapters.items()))
     config = fitting_config(folder, checkpoint)
     require_writable(out)
-    if quantization_of(checkpoint.config) is not None:
-        yield f"note: {subject.base.path} is stored quantized; its rounding is part of the merged weights"
-    dense = Storage(subject.storage.task, None, subject.storage.labels)
+    # whole tensors were trained where the run's base kept them dense, beside the rounded ones that it did not
+    whole = isinstance(method_of(config), Full) and subject.storage.quantization is not None
+    storage = subject.storage if whole else Storage(subject.storage.task, None, subject.storage.labels)
+    if whole or quantization_of(checkpoint.config) is not None:
+        how = "was trained on" if whole else "is stored"
+        yield f"note: {subject.base.path} {how} quantized; its rounding is part of the merged weights"
     # summed in 32 bits and rounded once
-    loaded = load_base(subject.base, dense, device)
+    loaded = load_base(subject.base, storage, device)
     load_adapter(loaded.model, folder, name, config=config)
     adapted = len(list(adapters_of(loaded.model).adapted()))
     merged = merge_and_unload(loaded.model, [name], DTYPES[dtype])
