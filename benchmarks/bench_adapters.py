@@ -222,7 +222,7 @@ def main() -> None:
             make_checkpoint(folder, SHAPE)
         if not (folder / ADAPTERS).exists():
             write_adapters(folder)
-        serving = {"served": SERVED, "rows": ROWS, "prompt": PROMPT, "new": NEW}
+        serving = {"served": SERVED, "batch": ROWS, "prompt": PROMPT, "new": NEW}
         race("serving", SERVING, folder, chosen, serving)
         race("training", TRAINING, folder, chosen, {"trained": TRAINED, "tokens": ROWS_EACH * LENGTH, "steps": STEPS})
 

@@ -93,7 +93,7 @@ OTHERS = (
 )
 MIXED = ("PEFT + bitsandbytes, f32, one batch", "PEFT, f32 base, one batch")
 MANY = (
-    Figure("{rows} rows over {served} adapters, {new} tokens each, 26m", "adapters_serving", "ours, one batch", MIXED),
+    Figure("{batch} rows over {served} adapters, {new} tokens each, 26m", "adapters_serving", "ours, one batch", MIXED),
     Figure("the same beside a batch for each adapter", "adapters_serving", "ours, one batch", ("ours, 16 batches",)),
     Figure("{trained} adapters trained at once, 26m", "adapters_training", "ours, 8 at once", ("ours, 8 runs",)),
     Figure("peak of the same", "adapters_training", "ours, 8 at once", ("ours, 8 runs",), key="peak"),
