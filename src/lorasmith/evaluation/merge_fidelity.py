@@ -112,7 +112,8 @@ class _Sums:
     def fidelity(self) -> Fidelity:
         share = _kept(self.effect, self.along, self.change)
         base, adapted, merged = (total / self.positions for total in self.losses)
-        kl, agreement = self.kl / self.positions, self.agreed / self.positions
+        # a sum of f32 numbers may fall below zero by their rounding
+        kl, agreement = max(0.0, self.kl / self.positions), self.agreed / self.positions
         return Fidelity(share.kept, share.other, kl, agreement, base, adapted, merged, self.positions)
 
 
