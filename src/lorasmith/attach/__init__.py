@@ -18,11 +18,9 @@ from lorasmith.attach.content import AdapterContent
 from lorasmith.attach.converting import as_lora
 from lorasmith.attach.files import (
     WEIGHTS_FILE,
-    adapter_state,
     attach_content,
     content_of,
     load_adapter,
-    load_adapter_state,
     read_adapter,
     read_adapter_tensors,
     read_tensor_file,
@@ -51,6 +49,7 @@ from lorasmith.attach.quantized_merge import (
 )
 from lorasmith.attach.saved_module import SavedModule
 from lorasmith.attach.selection import ALL_LINEAR, base_modules, select, shortest_names
+from lorasmith.attach.state import adapter_state, load_adapter_state
 from lorasmith.attach.status import TunerLayerStatus, TunerModelStatus, layer_status, model_status
 from lorasmith.attach.swapping import swap_, widen_
 
