@@ -161,7 +161,7 @@ def test_an_adapter_of_another_shape(lorasmith, adapter, reads):
 def test_an_adapter_of_a_kind_that_is_not_built(lorasmith, adapter, reads):
     config = adapter / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"peft_type": "FROM_AFAR"}))
-    refused(lorasmith("generate", adapter, "the cat"), 2, "FROM_AFAR", "supported: bitfit")
+    refused(lorasmith("generate", adapter, "the cat"), 2, "FROM_AFAR", "supported: adalora, bitfit")
     assert not reads
 
 

@@ -166,7 +166,7 @@ def test_only_the_targets_that_changed_are_adapted(tmp_path):
     tuned_by_lora(llama, LoraConfig(r=2, target_modules=["v_proj"], layers_to_transform=[1]), tmp_path)
     extract(tmp_path / "base", tmp_path / "tuned", tmp_path / "out", rank=2)
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
-    assert config["target_modules"] == ["model.layers.1.self_attn.v_proj"]
+    assert config["target_modules"] == ["layers.1.self_attn.v_proj"]
 
 
 def test_experts_that_are_stored_under_other_names_are_named(tmp_path):

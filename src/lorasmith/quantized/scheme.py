@@ -15,7 +15,7 @@ class Scheme:
     every block an offset in f32, which takes rows of whole blocks. Row-wise formats (int8) have one scale a row and
     read none of these.
 
-    Raises FormatError for a block size outside 32 to 4096, and for zero points of a row-wise format. Source: QLoRA,
+    Raises FormatError for an unknown format, a block size outside 32 to 4096, and zero points of a row-wise format. Source: QLoRA,
     arXiv 2305.14314, section 3; zero points, QA-LoRA, arXiv 2309.14717, section 3.1.
     """
 
@@ -27,7 +27,8 @@ class Scheme:
     def __post_init__(self) -> None:
         if self.blocksize not in BLOCKSIZES:
             raise FormatError(f"blocksize={self.blocksize} is not one of {BLOCKSIZES}; use 64, the QLoRA default")
-        if self.zero_points and self.number_format.layout == "rowwise":
+        rowwise = self.number_format.layout == "rowwise"
+        if self.zero_points and rowwise:
             raise FormatError(f"{self.format} has no blocks to give zero points; use int4, or leave zero_points out")
 
     @property
