@@ -15,7 +15,8 @@ class Scheme:
     every block an offset in f32, which takes rows of whole blocks. Row-wise formats (int8) have one scale a row and
     read none of these.
 
-    Raises FormatError for an unknown format, a block size outside 32 to 4096, and zero points of a row-wise format. Source: QLoRA,
+    Raises FormatError for an unknown format, a block size outside 32 to 4096, and zero points of a row-wise format.
+    Source: QLoRA,
     arXiv 2305.14314, section 3; zero points, QA-LoRA, arXiv 2309.14717, section 3.1.
     """
 
