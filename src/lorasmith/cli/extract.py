@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lorasmith.cli.options import OfflineOption, Task, TrustOption
+from lorasmith.cli.options import Device, DeviceOption, OfflineOption, Task, TrustOption
 from lorasmith.recipes.extract import Extraction, extract_adapter
 from lorasmith.recipes.sections import ModelSection
 
@@ -26,6 +26,7 @@ def extract(
     rough: Annotated[
         bool, typer.Option("--rough", help="Find the leading values alone: faster for wide matrices.")
     ] = False,
+    device: DeviceOption = Device.auto,
     task: Annotated[Task, typer.Option(help="What the checkpoints are for.")] = Task.causal,
     offline: OfflineOption = False,
     trust_remote_code: TrustOption = False,
@@ -40,6 +41,8 @@ def extract(
       lorasmith extract models/my-llama models/my-llama-chat -r 64 --target q_proj --keep lm_head --out adapters/chat
     """
     sections = [ModelSection(path=path, offline=offline, trust_remote_code=trust_remote_code) for path in (base, tuned)]
-    wanted = Extraction(rank, tuple(target or ("all-linear",)), tuple(keep or ()), biases, rough, task.value)
+    wanted = Extraction(
+        rank, tuple(target or ("all-linear",)), tuple(keep or ()), biases, rough, task.value, device.value
+    )
     for line in extract_adapter(sections[0], sections[1], wanted, out):
         typer.echo(line)

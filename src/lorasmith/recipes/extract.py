@@ -18,6 +18,7 @@ from lorasmith.methods import CLASSIFICATION, LayerSpec, TaskType, layer_spec, m
 from lorasmith.methods.lora import LoraConfig
 from lorasmith.methods.lora.factors import decompose, decompose_roughly
 from lorasmith.models.checkpoint import Checkpoint
+from lorasmith.models.device import resolve
 from lorasmith.models.families import HEADS
 from lorasmith.recipes.base_model import Storage, open_base, skeleton
 from lorasmith.recipes.difference import TensorPair, require_dense, tensor_pairs, unmatched, whole_module
@@ -36,7 +37,8 @@ class Extraction:
     """What is asked for: the rank, the modules to take it of, and what to keep whole beside it.
 
     keep names modules, or ALL of those that differ; biases takes the changed biases of the targets too. rough finds the
-    leading singular values by subspace iteration, for matrices that a whole decomposition takes too long on.
+    leading singular values by subspace iteration, for matrices that a whole decomposition takes too long on. device is
+    where matrices are decomposed.
     """
 
     rank: int
@@ -45,6 +47,7 @@ class Extraction:
     biases: bool = False
     rough: bool = False
     task: Task = "causal"
+    device: str = "auto"
 
 
 @dataclass
@@ -65,6 +68,7 @@ def extract_adapter(base: ModelSection, tuned: ModelSection, wanted: Extraction,
     InputError for an out that holds anything.
     """
     out = new_folder(out)
+    _decomposing(wanted.device)
     if wanted.rank < 1:
         raise InputError(f"--rank {wanted.rank} must be at least 1")
     checkpoints = open_base(base), open_base(tuned)
@@ -102,6 +106,13 @@ def extract_adapter(base: ModelSection, tuned: ModelSection, wanted: Extraction,
         if has_tokenizer(checkpoints[1].folder):
             load_tokenizer(checkpoints[1].folder, trust_remote_code=tuned.trust_remote_code).save_pretrained(temporary)
     yield from inspection_lines(str(out))
+
+
+def _decomposing(device: str) -> torch.device:
+    """Where matrices are decomposed; DeviceError for a device that is not there."""
+    found = resolve(device)
+    # MPS has no decomposition of its own and hands it to the CPU
+    return torch.device("cpu") if found.type == "mps" else found
 
 
 def _named_modules(model: PreTrainedModel, names: tuple[str, ...]) -> list[str] | None:
@@ -153,7 +164,7 @@ def _take_update(
         return None
     # GPT-2's layers are stored [in, out]
     change = difference.T if isinstance(module, Conv1D) else difference
-    matrix = matrix_of(change, layer.kind)
+    matrix = matrix_of(change, layer.kind).to(_decomposing(wanted.device))
     if wanted.rough:
         parts = decompose_roughly(matrix, min(4 * wanted.rank, *matrix.shape), torch.Generator().manual_seed(0))
     else:

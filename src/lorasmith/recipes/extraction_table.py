@@ -19,7 +19,7 @@ class ErrorByRank:
     @classmethod
     def of(cls, singular_values: Tensor, norm: float, complete: bool) -> Self:
         """The errors of a matrix of this Frobenius norm from its singular values, falling; complete: all of them."""
-        squares = singular_values.double().square()
+        squares = singular_values.cpu().double().square()
         behind = 0.0 if complete else max(0.0, norm**2 - float(squares.sum()))
         tails = squares.flip(0).cumsum(0).flip(0) + behind
         return cls((*tails.tolist(), behind))

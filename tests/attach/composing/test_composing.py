@@ -18,6 +18,7 @@ from lorasmith.attach import (
     distance_from_sum,
     read_adapter,
     save_adapter,
+    write_adapter,
 )
 from lorasmith.errors import AttachError
 from lorasmith.methods.ia3 import IA3Config
@@ -142,6 +143,19 @@ def test_ranks_by_module_are_written_which_peft_leaves_out(tmp_path):
         type(theirs).from_pretrained(llama(), tmp_path / "theirs" / "both")
 
 
+def test_adapters_that_began_as_parts_of_the_base_are_summed_as_changes_of_it():
+    model = llama()
+    for name in "ab":
+        book = attach(model, config(r=3, init_lora_weights="pissa"), name)
+        shake(model)
+    wrapped = lorasmith.PeftModel.around(model)
+    wrapped.add_weighted_adapter(["a", "b"], [0.5, -1.0], "sum", "cat")
+    exact = 0.5 * change(model, "a", Q) - change(model, "b", Q)
+    assert exact.norm() > 0.1
+    assert_close(change(model, "sum", Q), exact, atol=1e-5, rtol=0)
+    assert book.configs["sum"].init_lora_weights is True
+
+
 def test_an_adapter_and_its_negation_cancel():
     model = model_with(config(), config())
     adapters_of(model).activate([])
@@ -219,6 +233,19 @@ def test_embeddings_convolutions_and_biases_are_summed_exactly(tmp_path):
             if path == Q:
                 bias = 0.5 * sites["a"].delta_bias(None) - 2 * sites["b"].delta_bias(None)
                 assert_close(sites[how].delta_bias(None), bias, atol=1e-6, rtol=0)
+
+
+def test_folders_of_adapted_embeddings_are_composed_with_the_rows_that_they_hold(tmp_path):
+    fields = {"target_modules": ["embed_tokens"], "r": 2}
+    model = model_with(config(**fields), config(**fields))
+    for name in "ab":
+        save_adapter(model, tmp_path, name)
+    parts = [Part(name, read_adapter(tmp_path / name), 0.5) for name in "ab"]
+    assert any(key.endswith("embed_tokens.base_layer.weight") for key in parts[0].content.state)
+    write_adapter(compose(parts, Composition("cat")), tmp_path / "both")
+    again = lorasmith.PeftModel.from_pretrained(llama(), tmp_path / "both").get_base_model()
+    exact = 0.5 * (change(model, "a", "model.embed_tokens") + change(model, "b", "model.embed_tokens"))
+    assert_close(change(again, "default", "model.embed_tokens"), exact, atol=1e-5, rtol=0)
 
 
 def test_convolutions_are_combined_as_their_kernels():
