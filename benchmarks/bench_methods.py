@@ -124,7 +124,7 @@ def score(name: str, task: str, seed: int) -> dict[str, Any]:
         )
         summary = json.loads((run.folder / "summary.json").read_text())
     assert run.after is not None
-    metric = "accuracy" if task == "reviews" else "nll"
+    metric = "accuracy" if task == "reviews" else "loss"
     rank = {"rank": section["r"]} if method.share else {}
     return {"trainable": summary["trainable_parameters"], **rank, **run.after[metric]}
 

@@ -16,8 +16,7 @@ class Scheme:
     read none of these.
 
     Raises FormatError for an unknown format, a block size outside 32 to 4096, and zero points of a row-wise format.
-    Source: QLoRA,
-    arXiv 2305.14314, section 3; zero points, QA-LoRA, arXiv 2309.14717, section 3.1.
+    Source: QLoRA, arXiv 2305.14314, section 3; zero points, QA-LoRA, arXiv 2309.14717, section 3.1.
     """
 
     format: str = "nf4"
