@@ -19,6 +19,7 @@ from lorasmith.attach import (
 )
 from lorasmith.errors import AttachError
 from lorasmith.methods import PeftType, SelectiveMethod, SiteMethod, methods
+from lorasmith.planning import PlanSettings, plan
 from lorasmith.quantized import Scheme
 from tiny import bert, llama, logits, quantized, shake
 
@@ -171,6 +172,14 @@ def test_its_page_says_what_it_is_and_how_it_is_loaded(method, tmp_path):
     assert front["library_name"] == ("peft" if name in list(PeftType) else "lorasmith")
     assert f"made with {name} in" in body
     assert "PeftModel" in body
+
+
+def test_the_memory_of_a_step_is_planned_without_a_word(method, capfd):
+    model = llama()
+    attach(model, config_of(method, "llama"))
+    found = plan(model, PlanSettings(batch_size=2, length=8, baseline=0)).components
+    assert found["activations kept for backward"] and found["trainable parameters"]
+    assert capfd.readouterr().err == ""
 
 
 def test_configs_survive_their_json(method):

@@ -9,6 +9,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from lorasmith.attach import attach
 from lorasmith.errors import PlanError
+from lorasmith.methods.full import FullConfig
 from lorasmith.methods.lora import LoraConfig
 from lorasmith.planning import MemoryPlan, PlanSettings, peak_resident_bytes, plan, resident_bytes
 from lorasmith.planning.step_trace import trace_step
@@ -164,3 +165,13 @@ def test_a_forward_that_fails_without_data_writes_no_traceback(caplog):
     with pytest.raises(PlanError, match="MixtralForCausalLM"):
         plan(model, settings())
     assert not caplog.records
+
+
+def test_copies_of_trained_base_tensors_are_counted_and_a_copied_model_has_its_own(capfd):
+    model = llama()
+    attach(model, FullConfig(target_modules=["mlp"]))
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    # the originals, and the values that the adapter has when it does not act
+    assert parts(model)["copies of trained base tensors"] == 2 * 4 * trained
+    # torch tells of a failure there by a traceback, whatever is made of it
+    assert capfd.readouterr().err == ""

@@ -47,6 +47,10 @@ class BaseTensors:
                 parameter.copy_(value)
                 self.owner[parameter] = adapter
 
+    def copies(self) -> list[Tensor]:
+        """What is held beside the model's own parameters: originals, and every adapter's values."""
+        return [*self.originals.values(), *(value for values in self.tuned.values() for value in values.values())]
+
     def parameters(self, adapter: str) -> list[nn.Parameter]:
         """The parameters that adapter trains, each once."""
         return list(self.tuned.get(adapter, {}))

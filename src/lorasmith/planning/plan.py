@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lorasmith.attach import adapters_of
 from lorasmith.ops.cross_entropy.chunked import linear_workspace, module_workspace
 from lorasmith.ops.cross_entropy.schema import default_chunk
 from lorasmith.ops.precision import product_dtype
@@ -38,8 +39,9 @@ def plan(model: PreTrainedModel, settings: PlanSettings) -> MemoryPlan:
     step = trace_step(model, settings, whole=head is None)
     head_bytes = 0 if head is None else _head_bytes(head, step, settings)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    held = {**_weights(model), "copies of trained base tensors": _bytes(adapters_of(model).base_tensors.copies())}
     components = {
-        **_weights(model),
+        **held,
         "gradients": _bytes(trainable),
         "optimizer state": round(sum(parameter.numel() for parameter in trainable) * settings.optimizer_bytes),
         "activations kept for backward": step.saved,
@@ -47,7 +49,7 @@ def plan(model: PreTrainedModel, settings: PlanSettings) -> MemoryPlan:
         "other working memory of a step": max(0, step.peak - step.saved - head_bytes),
         "one dequantized weight": _dequantized_bytes(model, settings),
     }
-    components |= _process(settings, allocated=sum(components.values()) - sum(_weights(model).values()))
+    components |= _process(settings, allocated=sum(components.values()) - sum(held.values()))
     return MemoryPlan({name: size for name, size in components.items() if size})
 
 

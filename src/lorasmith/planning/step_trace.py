@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from lorasmith.attach import adapters_of
 from lorasmith.errors import PlanError
 from lorasmith.models.activation_checkpointing import checkpoint_activations_
 from lorasmith.ops import DenseProduct
@@ -53,7 +54,8 @@ class _StorageMeter(TorchDispatchMode):
     ) -> Any:
         result = function(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
+            # a sparse tensor has no storage of its own; its places and values were born as tensors before it
+            if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
                 self._count(leaf.untyped_storage())
         return result
 
@@ -105,9 +107,10 @@ def trace_step(model: PreTrainedModel, settings: PlanSettings, *, whole: bool) -
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        twin = _fake_twin(model, mode)
-        with _quiet_failures(), mode:
-            return _run(twin, settings, whole)
+        with _quiet_failures():
+            twin = _fake_twin(model, mode)
+            with mode:
+                return _run(twin, settings, whole)
     except Exception as error:  # any code of a model may fail without data, in any way
         raise PlanError(
             f"the memory of {type(model).__name__} cannot be predicted from shapes, because its forward failed "
@@ -127,9 +130,10 @@ def _quiet_failures() -> Iterator[None]:
 
 
 def _fake_twin(model: PreTrainedModel, mode: FakeTensorMode) -> PreTrainedModel:
+    tensors = chain(model.parameters(), model.buffers(), adapters_of(model).base_tensors.copies())
     with mode:
         # a copy that finds its tensors made already; shared ones stay shared
-        made: dict[int, Any] = {id(tensor): _fake(tensor) for tensor in chain(model.parameters(), model.buffers())}
+        made: dict[int, Any] = {id(tensor): _fake(tensor) for tensor in tensors}
         twin = copy.deepcopy(model, made)
         _dense_(twin)
         return twin
