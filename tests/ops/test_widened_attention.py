@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional
 from torch.testing import assert_close
 
+from lorasmith.errors import FormatError
 from lorasmith.ops.widened_attention import widened_attention
 
 TOKENS = 9
@@ -74,3 +75,34 @@ def test_what_is_kept_for_the_backward_pass_is_narrow():
     # the sums of the softmax, one number a row
     assert [tensor.numel() for tensor in wide] == [2 * 4 * TOKENS]
     assert any(tensor.data_ptr() == y.data_ptr() for tensor in kept)
+
+
+def test_operands_in_any_layout_give_the_same():
+    plain_ones = operands(torch.float32)
+    turned = [each.detach().transpose(2, 3).contiguous().transpose(2, 3).requires_grad_() for each in plain_ones]
+    y, other = (widened_attention(*each, None, None, True) for each in (plain_ones, turned))
+    assert torch.equal(y, other)
+    grad = torch.randn_like(y)
+    y.backward(grad)
+    other.backward(grad)
+    assert all(torch.equal(one.grad, two.grad) for one, two in zip(plain_ones, turned, strict=True))
+
+
+def test_what_it_cannot_do_is_refused_by_name():
+    query, key, value = operands(torch.bfloat16, 4, 3)
+    with pytest.raises(FormatError, match="must be a multiple"):
+        widened_attention(query, key, value, None, None, True)
+    query, key, value = operands(torch.bfloat16)
+    with pytest.raises(FormatError, match="mask requires a gradient"):
+        widened_attention(query, key, value, torch.zeros(TOKENS, TOKENS, requires_grad=True), None, False)
+
+
+@pytest.mark.parametrize("batch, tokens", [(0, TOKENS), (2, 0)])
+def test_nothing_gives_nothing(batch, tokens):
+    # the kernel ends the process by a division by zero
+    query = torch.zeros(batch, 4, tokens, 8, dtype=torch.bfloat16, requires_grad=True)
+    key = torch.zeros(batch, 2, tokens, 8, dtype=torch.bfloat16)
+    y = widened_attention(query, key, key, None, None, True)
+    assert y.shape == (batch, tokens, 4, 8)
+    y.sum().backward()
+    assert query.grad.shape == query.shape
