@@ -218,3 +218,24 @@ def test_under_autocast_f32_queries_attend_in_autocasts_type():
     with torch.autocast("cpu", torch.bfloat16):
         y, _ = packed_attention(nn.Module(), query, key, value, segment_mask(torch.tensor([0, 2, 6])))
     assert y.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_an_additive_mask_in_16_bits_acts_and_learns_as_in_float32(learned):
+    # float16 is widened on every CPU
+    torch.manual_seed(0)
+    operands = [torch.randn(1, 4, 6, 8).half().requires_grad_() for _ in range(3)]
+    bias = torch.randn(1, 4, 6, 6).half().requires_grad_(learned)
+    wide = [each.detach().float().requires_grad_() for each in operands]
+    wide_bias = bias.detach().float().requires_grad_(learned)
+    y, _ = packed_attention(nn.Module(), *operands, bias)
+    expected = nn.functional.scaled_dot_product_attention(*wide, attn_mask=wide_bias).transpose(1, 2)
+    y.float().square().sum().backward()
+    expected.square().sum().backward()
+    # a few roundings to f16
+    assert_close(y.float(), expected, atol=4e-3, rtol=4e-3)
+    pairs = [*zip(operands, wide, strict=True), *([(bias, wide_bias)] if learned else [])]
+    for own, other in pairs:
+        assert_close(own.grad.float(), other.grad, atol=2e-2, rtol=2e-2)
+    with torch.no_grad():
+        assert_close(packed_attention(nn.Module(), *operands, bias)[0], y)

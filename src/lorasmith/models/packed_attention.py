@@ -131,11 +131,13 @@ class _Call:
         # autocast's type first: rotated f32 queries meet 16-bit values under it
         query, _ = autocast_inputs(query, None)
         wide = product_dtype(query.dtype, query.device)
-        if wide != query.dtype and self._keeps_narrow(query, key, value):
+        if wide != query.dtype and self._keeps_narrow(query, key, value, mask):
             causal = self.causal and mask is None and query.shape[2] > 1
             with without_autocast(query.device):
                 narrow = (query, key.to(query.dtype), value.to(query.dtype))
                 return widened_attention(*narrow, mask, self.scaling, causal)
+        # sdpa takes masks in the type of its queries alone
+        mask = mask if mask is None or mask.dtype == torch.bool else mask.to(wide)
         with without_autocast(query.device):
             return sdpa_attention_forward(
                 self.module,
@@ -148,10 +150,11 @@ class _Call:
                 is_causal=self.causal,
             )[0].to(query.dtype)
 
-    def _keeps_narrow(self, query: Tensor, key: Tensor, value: Tensor) -> bool:
+    def _keeps_narrow(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
         """Whether something is kept for a backward pass, and the attention that keeps it narrow can do the rest."""
         learns = torch.is_grad_enabled() and any(each.requires_grad for each in (query, key, value))
-        return learns and self.dropout == 0.0 and query.shape[-1] == value.shape[-1]
+        learned_mask = mask is not None and mask.requires_grad
+        return learns and not learned_mask and self.dropout == 0.0 and query.shape[-1] == value.shape[-1]
 
 
 def _segments(attention_mask: Tensor | None, cu_seq_lens: Tensor | None) -> Tensor | None:
