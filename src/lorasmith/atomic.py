@@ -2,11 +2,14 @@
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from lorasmith.errors import InputError, WriteError
 
@@ -24,8 +27,18 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
-        raise WriteError(f"{path} could not be written: {reason}") from error
+        raise _refusal(path, error.errno, error) from error
+    except SafetensorError as error:
+        # it writes files itself, and tells of the disk in words alone
+        found = re.search(r"os error (\d+)", str(error))
+        if found is None:
+            raise
+        raise _refusal(path, int(found[1]), error) from error
+
+
+def _refusal(path: Path, number: int | None, error: Exception) -> WriteError:
+    reason = _REASONS.get(number or 0) or (os.strerror(number) if number else str(error))
+    return WriteError(f"{path} could not be written: {reason}")
 
 
 def _sync(path: Path) -> None:

@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorasmith.atomic import atomic_folder, new_folder
-from lorasmith.errors import ModelError, WriteError
+from lorasmith.errors import ModelError
 from lorasmith.models.placement import linears
 from lorasmith.models.quantization_config import QuantizationConfig
 from lorasmith.models.quantizer import stored_state_dict
@@ -45,10 +44,7 @@ def save_quantized(
     dense = [name for name, _ in linears(model)]
     fields = _stored_fields(scheme, dense, next(iter(layers.values())), model)
     with atomic_folder(out_dir) as folder:
-        try:
-            _write(model, folder, max_shard_size)
-        except SafetensorError as error:
-            raise WriteError(f"{out_dir} could not be written: {error}; free some space or choose another") from error
+        _write(model, folder, max_shard_size)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         _set_quantization(folder / "config.json", fields)
