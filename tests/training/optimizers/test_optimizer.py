@@ -102,3 +102,51 @@ def test_state_of_a_stranger_is_refused_by_name():
 def test_an_unknown_optimizer_is_named_with_the_nearest():
     with pytest.raises(RecipeError, match="Did you mean 'adamw'"):
         build(parameters(), TrainingSettings(optimizer="adam_w"))
+
+
+def test_a_parameter_whose_first_gradient_comes_late_moves_as_torchs_adamw_moves_it():
+    ours, theirs = parameters(), parameters()
+    optimizer = build(ours, TrainingSettings())
+    reference = torch.optim.AdamW(theirs.values(), weight_decay=0.0, foreach=False)
+    for step in range(1, 40):
+        give_gradients(ours, step)
+        give_gradients(theirs, step)
+        if step < 30:
+            ours["matrix"].grad = theirs["matrix"].grad = None
+        reference.param_groups[0]["lr"] = 0.1
+        optimizer.step(0.1)
+        reference.step()
+    # as above
+    assert_close(ours["matrix"], theirs["matrix"], rtol=1e-5, atol=1e-6)
+
+
+def test_state_of_an_older_checkpoint_counts_all_steps_as_each_parameters_own():
+    params = parameters()
+    optimizer = build(params, TrainingSettings())
+    give_gradients(params, 0)
+    optimizer.step(0.1)
+    older = {key: tensor for key, tensor in optimizer.state_tensors().items() if not key.startswith("steps")}
+    resumed = build(params, TrainingSettings())
+    resumed.load_state(optimizer.steps, older)
+    assert resumed.state_tensors()["steps||matrix"] == 1
+
+
+def test_values_written_into_a_16_bit_parameter_between_steps_count():
+    weight = nn.Parameter(torch.ones(4, 4, dtype=torch.bfloat16))
+    optimizer = build({"w": weight}, TrainingSettings())
+    for step in range(2):
+        weight.grad = torch.ones_like(weight)
+        optimizer.step(1e-4)
+        if step == 0:
+            # as AdaLoRA does with a rank
+            weight.data[0] = 0
+    assert_close(weight[0], torch.full((4,), -1e-4, dtype=torch.bfloat16))
+    # the others go on from where their masters are, below the last bit of bf16
+    assert_close(optimizer.state_tensors()["master||w"][1], torch.full((4,), 1 - 2e-4))
+
+
+@pytest.mark.parametrize("key", ["exp_avg||vector", "exp_avg|scale|matrix", "master||matrix", "steps||vector"])
+def test_state_of_another_shape_is_refused_by_name(key):
+    optimizer = build(parameters(), SETTINGS)
+    with pytest.raises(RunError, match=key.split("|")[2] + r".*does not fit the parameter"):
+        optimizer.load_state(1, {key: torch.zeros(3)})
