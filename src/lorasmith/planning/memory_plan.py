@@ -18,9 +18,10 @@ class PlanSettings:
     """What of a run decides its memory, besides the model.
 
     batch_size is of one micro-batch, length the tokens of one example or pack. optimizer_bytes is the state kept for
-    one trainable parameter. autocast is the type that matrix products run in, where it is not the weights' own.
-    baseline is the memory of Python and its libraries in bytes; None reads it from this process, and 0 says that only
-    tensors count, as on an accelerator. device is the type of device that the model will train on.
+    one trainable element, beside the f32 copy of one in 16 bits. autocast is the type that matrix products run in,
+    where it is not the weights' own. baseline is the memory of Python and its libraries in bytes; None reads it from
+    this process, and 0 says that only tensors count, as on an accelerator. device is the type of device that the model
+    will train on.
     Raises PlanError if a size is not positive.
     """
 

@@ -43,7 +43,7 @@ def plan(model: PreTrainedModel, settings: PlanSettings) -> MemoryPlan:
     components = {
         **held,
         "gradients": _bytes(trainable),
-        "optimizer state": round(sum(parameter.numel() for parameter in trainable) * settings.optimizer_bytes),
+        "optimizer state": round(sum(p.numel() * _state_bytes(p, settings) for p in trainable)),
         "activations kept for backward": step.saved,
         "logits and loss": head_bytes,
         "other working memory of a step": max(0, step.peak - step.saved - head_bytes),
@@ -86,6 +86,11 @@ def _weights(model: nn.Module) -> dict[str, int]:
         else:
             groups["quantized weights" if id(tensor) in quantized else "unquantized weights"].append(tensor)
     return {name: _bytes(tensors) for name, tensors in groups.items()}
+
+
+def _state_bytes(parameter: Tensor, settings: PlanSettings) -> float:
+    """Bytes that the optimizer keeps for an element, the f32 copy of a 16-bit one included."""
+    return settings.optimizer_bytes + (4 if parameter.itemsize < 4 else 0)
 
 
 def _bytes(tensors: Sequence[Tensor]) -> int:

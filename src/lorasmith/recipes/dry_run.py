@@ -81,7 +81,7 @@ def _count(parameters: Iterable[nn.Parameter], seen: set[int]) -> int:
 
 def _memory_lines(prepared: Prepared) -> Iterator[str]:
     if prepared.plan is None:
-        yield "memory: this architecture's forward needs real data, so no prediction can be made from shapes"
+        yield "memory of a training step: not predicted; a note below says why"
         return
     yield f"predicted memory of a training step on {prepared.plan.device}:"
     yield from prepared.plan.lines()

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorasmith.attach import attach
 from lorasmith.doctor import Finding, Job, Place, examine, job_checks, place_checks
+from lorasmith.doctor.finding import note
 from lorasmith.errors import PlanError
 from lorasmith.models.checkpoint import Checkpoint
 from lorasmith.models.device import resolve
@@ -83,7 +84,13 @@ def _checked(
     device: torch.device,
     new_rows: int,
 ) -> tuple[MemoryPlan | None, list[Finding]]:
-    predicted = predict_memory(model, recipe, dataset, device)
+    predicted: MemoryPlan | None = None
+    unplanned: list[Finding] = []
+    try:
+        predicted = predict_memory(model, recipe, dataset, device)
+    except PlanError as error:
+        # a run needs no prediction
+        unplanned.append(note(str(error)))
     job = Job(
         task=recipe.task,
         model=model,
@@ -97,7 +104,7 @@ def _checked(
         output=Path(recipe.output),
         kept_checkpoints=recipe.training.keep_checkpoints,
     )
-    return predicted, examine(job_checks, job)
+    return predicted, unplanned + examine(job_checks, job)
 
 
 def with_length(recipe: Recipe, context: int | None) -> Recipe:
@@ -121,8 +128,8 @@ def storage_of(recipe: Recipe) -> Storage:
     return Storage(recipe.task, recipe.quantization, tuple(recipe.data.labels or ()))
 
 
-def predict_memory(model: PreTrainedModel, recipe: Recipe, dataset: Dataset, device: torch.device) -> MemoryPlan | None:
-    """The memory of a training step from shapes; None for a model whose forward needs more than shapes."""
+def predict_memory(model: PreTrainedModel, recipe: Recipe, dataset: Dataset, device: torch.device) -> MemoryPlan:
+    """The memory of a training step from shapes. Raises PlanError where the model's forward needs more than shapes."""
     packs = recipe.data.packing and recipe.task == "causal"
     settings = PlanSettings(
         batch_size=recipe.training.batch_size,
@@ -135,9 +142,6 @@ def predict_memory(model: PreTrainedModel, recipe: Recipe, dataset: Dataset, dev
         baseline=None if device.type == "cpu" else 0,
         device=device.type,
     )
-    try:
-        # as the run will have them
-        with fused_blocks(model, device):
-            return replace(plan(model, settings), device=device.type)
-    except PlanError:
-        return None
+    # as the run will have them
+    with fused_blocks(model, device):
+        return replace(plan(model, settings), device=device.type)
