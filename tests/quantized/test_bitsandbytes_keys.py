@@ -134,6 +134,8 @@ def damaged(tensors, **changes):
         (('"quant_type": "nf4"', '"quant_type": "fp4"'), "stored in fp4.* expects nf4"),
         (("{", ""), "damaged quant_state"),
         (('"blocksize": 64, ', ""), "damaged quant_state"),
+        (('"dtype": "float32"', '"dtype": "load"'), "damaged quant_state .*dtype 'load'"),
+        (('"nested_blocksize": 256, ', ""), "damaged quant_state"),
     ],
 )
 def test_a_state_that_does_not_fit_is_an_error(change, pattern):

@@ -8,7 +8,14 @@ from torch.testing import assert_close
 
 from lorasmith.errors import FormatError
 from lorasmith.formats import formats
-from lorasmith.quantized import QuantizedLinear, Scheme, count_parameters, dense_module, quantize_module
+from lorasmith.quantized import (
+    QuantizedLinear,
+    Scheme,
+    count_parameters,
+    dense_module,
+    quantize_module,
+    requantized,
+)
 
 SCHEMES = [Scheme(name) for name in formats.names()] + [Scheme("nf4", 32, False), Scheme("fp4", 256, False)]
 MODULES = {
@@ -147,3 +154,28 @@ def test_float16_on_a_cpu_is_multiplied_in_float32_and_rounded_once(scheme, name
     # some features beyond LLM.int8()'s threshold too
     x = (4 * torch.randn(INPUTS[name])).half()
     assert torch.equal(layer(x), layer(x.float()).half())
+
+
+@pytest.mark.parametrize("width", [64, 20])
+@pytest.mark.parametrize("row", [-1, 50])
+def test_rows_that_an_embedding_has_not_are_refused_as_by_a_dense_one(scheme, width, row):
+    layer = quantize_module(nn.Embedding(50, width), scheme)
+    with pytest.raises(IndexError):
+        layer(torch.tensor([0, row]))
+
+
+def test_no_ids_give_no_rows(scheme):
+    assert quantize_module(nn.Embedding(50, 64), scheme)(torch.empty(2, 0, dtype=torch.int64)).shape == (2, 0, 64)
+
+
+def test_a_requantized_layer_multiplies_as_the_one_before():
+    layer = QuantizedLinear.from_float(nn.Linear(64, 32), Scheme("int8"))
+    layer.compute_dtype, layer.int8_threshold = torch.bfloat16, 0.0
+    again = requantized(layer, torch.randn(32, 64), Scheme("int8"))
+    assert (again.compute_dtype, again.int8_threshold) == (torch.bfloat16, 0.0)
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_shapes_alone_pass_through_on_the_meta_device(kind, scheme):
+    layer, x = quantize_module(MODULES[kind](), scheme), inputs(kind)
+    assert layer.to("meta")(x.to("meta")).shape == layer.to_empty(device="cpu")(x).shape

@@ -4,9 +4,14 @@ import torch
 from torch import Tensor
 
 
+def autocast_type(device: torch.device) -> torch.dtype | None:
+    """The dtype that autocast multiplies in on device; None where it is off, or there is none (meta)."""
+    kind = device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if on else None
+
+
 def autocast_inputs(x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """x and bias in the dtype that autocast wants on x's device, unchanged where it is off; bias in x's dtype."""
-    device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        x = x.to(torch.get_autocast_dtype(device))
+    x = x.to(autocast_type(x.device) or x.dtype)
     return x, bias if bias is None else bias.to(x.dtype)

@@ -5,6 +5,8 @@ from functools import cache
 
 import torch
 
+from lorasmith.ops.autocast import autocast_type
+
 
 @cache
 def bfloat16_instructions() -> bool:
@@ -32,6 +34,6 @@ def factor_dtype(wide: torch.dtype, device: torch.device) -> torch.dtype:
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """A block in which products are computed in the type of their operands."""
-    if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
+    if autocast_type(device) is None:
         return nullcontext()
     return torch.autocast(device.type, enabled=False)

@@ -132,7 +132,11 @@ def read_quant_state(tensors: Mapping[str, Tensor], name: str = "weight") -> dic
         raise FormatError(f"{name} comes with {len(found)} quant_state tensors instead of one; the file is incomplete")
     try:
         state = json.loads(bytes(found[0].cpu().tolist()))
-        _ = state["quant_type"], state["blocksize"], state["dtype"], state["shape"]
+        _ = state["quant_type"], state["blocksize"], state["shape"]
+        if "nested_offset" in state:
+            _ = state["nested_blocksize"]
+        if not isinstance(getattr(torch, state["dtype"], None), torch.dtype):
+            raise ValueError(f"dtype {state['dtype']!r}")
     except (ValueError, KeyError, TypeError) as error:
         raise FormatError(f"{name} has a damaged quant_state ({error}); download the checkpoint again") from error
     return state

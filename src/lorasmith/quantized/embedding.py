@@ -59,10 +59,11 @@ class QuantizedEmbedding(QuantizedWeight):
 
     def _rows(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         # codes uint8 [ids, bytes a row], scales f32 [ids * scales a row]
-        codes = self.weight.view(self.num_embeddings, -1)[ids]
+        # index_select refuses negative numbers, as an embedding does, where an index would count from the end
+        codes = self.weight.view(self.num_embeddings, -1).index_select(0, ids)
         scales, nested = self.scale_values()
         if nested is None:
-            return codes, scales.view(self.num_embeddings, -1)[ids].reshape(-1)
+            return codes, scales.view(self.num_embeddings, -1).index_select(0, ids).reshape(-1)
         per_row = self.embedding_dim // self.scheme.blocksize
         blocks = (ids[:, None] * per_row + torch.arange(per_row, device=ids.device)).reshape(-1)
         values = nested.codebook[scales[blocks].long()] * nested.scales[blocks // nested.blocksize] + nested.offset

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lorasmith.ops import BlockwiseProduct, OffsetProduct, Product, RowwiseProduct, blockwise_linear, rowwise_linear
+from lorasmith.ops.autocast import autocast_type
 from lorasmith.ops.block_offset import add_offset
 from lorasmith.ops.blockwise.schema import nested_arguments
 from lorasmith.quantized.scheme import Scheme
@@ -73,7 +74,7 @@ class QuantizedLinear(QuantizedWeight):
         zeros = self.zero_values()
         if zeros is not None:
             y = add_offset(y, x.to(dtype), zeros)
-        return y if torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
+        return y.to(x.dtype) if autocast_type(x.device) is None else y
 
     def product(self) -> Product:
         """Multiplying by the stored weight, for a step that does more than this layer."""

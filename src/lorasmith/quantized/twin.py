@@ -30,7 +30,7 @@ def quantize_module(module: nn.Module, scheme: Scheme, name: str = "weight") -> 
 
 
 def requantized(layer: nn.Module, values: Tensor, scheme: Scheme) -> QuantizedLinear:
-    """A layer with the sizes, the bias and the type of a linear layer or Conv1D, that holds values [out, in] in scheme.
+    """A layer with sizes, bias, types and threshold of a linear layer or Conv1D, that holds values [out, in] in scheme.
 
     On the meta device it has shapes alone. Raises FormatError for values that the format cannot hold.
     """
@@ -43,6 +43,8 @@ def requantized(layer: nn.Module, values: Tensor, scheme: Scheme) -> QuantizedLi
         # the values came in f32, the layer's own type is that of what it stood for
         twin.dtype = dtype
     twin.register_parameter("bias", bias)
+    if isinstance(layer, QuantizedLinear):
+        twin.compute_dtype, twin.int8_threshold = layer.compute_dtype, layer.int8_threshold
     return twin.train(layer.training)
 
 

@@ -16,6 +16,7 @@ from lorasmith.ops import (
     quantize_blockwise,
     quantize_rowwise,
 )
+from lorasmith.ops.autocast import autocast_type
 from lorasmith.quantized.scheme import Scheme
 from lorasmith.quantized.zero_points import quantize_with_zeros
 
@@ -149,13 +150,9 @@ class QuantizedWeight(nn.Module):
 
     def working_dtype(self, x: Tensor) -> torch.dtype:
         """The type to multiply in: autocast's, else compute_dtype, else the input's; never float16 on a CPU."""
-        device = x.device.type
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-        else:
-            dtype = self.compute_dtype or x.dtype
+        dtype = autocast_type(x.device) or self.compute_dtype or x.dtype
         # float16 products run 10 to 1000 times slower than float32 on a CPU
-        return torch.float32 if dtype == torch.float16 and device == "cpu" else dtype
+        return torch.float32 if dtype == torch.float16 and x.device.type == "cpu" else dtype
 
     def describe(self) -> str:
         """The storage in words, for print(model)."""
