@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from lorasmith.errors import DataError
-from lorasmith.evaluation.estimate import bootstrap, wilson
+from lorasmith.evaluation.estimate import Estimate, bootstrap, interval, wilson
 
 
 def mean(totals):
@@ -57,3 +57,15 @@ def test_a_ratio_weighs_every_token_the_same():
 def test_no_examples_are_refused(estimate):
     with pytest.raises(DataError, match="no examples to score"):
         estimate()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_have_an_interval_without_a_word_from_numpy(value):
+    estimate = bootstrap(rows(np.array([1.0, 2.0, value])), mean)
+    assert str(estimate.value) == str(value)
+    assert str(estimate.high) == str(value)
+
+
+def test_an_interval_reaches_to_infinity_where_a_share_of_the_resamples_does():
+    drawn = [np.array([1.0] * 900 + [np.inf] * 100)]
+    assert interval(1.0, drawn, 10) == Estimate(1.0, 1.0, np.inf, 10)

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from lorasmith.attach import adapters_of, attach
 from lorasmith.data import Batch
 from lorasmith.errors import DataError
-from lorasmith.evaluation import input_moments, layer_kept, merge_fidelity, scored_logits
+from lorasmith.evaluation import input_moments, layer_error, layer_kept, merge_fidelity, scored_logits
 from lorasmith.methods.lora import LoraConfig
 from lorasmith.quantized import Moments
 from tiny import IDS, llama, shake
@@ -51,7 +51,7 @@ def test_what_lies_along_the_effect_is_kept_and_what_lies_across_is_other():
 
 
 def test_a_constant_over_the_vocabulary_is_no_change():
-    base, adapted = torch.randn(2, 6, 9)
+    base, adapted = torch.randn(2, 6, 9, generator=torch.Generator().manual_seed(0))
     found = fidelity(base, adapted, adapted + 5)
     # f32 around 5: 2e-7 of it, beside an effect of about 1
     assert found.other < 1e-4
@@ -123,3 +123,15 @@ def test_moments_are_of_what_layers_are_fed_without_padding_and_shared_by_those_
     assert found[f"{attention}.q_proj"].rows == 24
     assert found[f"{attention}.o_proj"] is not found[f"{attention}.q_proj"]
     assert not any(module._forward_pre_hooks for module, _ in layers.values())
+
+
+def test_a_change_that_no_input_shows_has_no_error_and_never_less():
+    # one direction of inputs, and changes that are orthogonal to it but for a rounding
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        direction, change = torch.randn(33, generator=generator), torch.randn(4, 33, generator=generator)
+        moments = Moments(32)
+        moments.add(direction[:32].repeat(3, 1))
+        direction[32] = 1
+        change -= (change @ direction)[:, None] * direction / direction.square().sum()
+        assert 0 <= layer_error(change, moments) < 1e-4

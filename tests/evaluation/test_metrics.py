@@ -101,3 +101,11 @@ def test_scores_from_a_file_are_not_compared():
     scores = score(classified())
     with pytest.raises(DataError, match="no examples to compare"):
         compare(scores, Scores.from_dict(scores.to_dict()))
+
+
+def test_two_models_without_finite_perplexity_are_compared_by_what_is_known():
+    hopeless = score(Predicted(np.full(8, 1e5), np.full(8, 4.0)))
+    assert hopeless["perplexity"].value == np.inf
+    change = compare(hopeless, hopeless)
+    assert change["loss"].value == 0.0
+    assert np.isnan(change["perplexity"].value)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from lorasmith.errors import DataError
-from lorasmith.evaluation.estimate import SEED, Estimate, FloatArray, resampled_counts
+from lorasmith.evaluation.estimate import SEED, Estimate, FloatArray, interval, resampled_counts, totals_of
 from lorasmith.evaluation.metrics import Metric, metrics
 from lorasmith.evaluation.outcomes import Classified, Outcomes, Predicted
 from lorasmith.evaluation.scores import Scores
@@ -28,13 +28,17 @@ def compare(before: Scores, after: Scores, *, seed: int = SEED) -> dict[str, Est
 
 def _difference(metric: Metric, before: Outcomes, after: Outcomes, seed: int) -> Estimate:
     rows_before, rows_after = metric.rows(before), metric.rows(after)
-    value = float(metric.finish(rows_after.sum(0)) - metric.finish(rows_before.sum(0)))
-    drawn: list[FloatArray] = [
-        metric.finish(counts @ rows_after) - metric.finish(counts @ rows_before)
+
+    def changed(totals_before: FloatArray, totals_after: FloatArray) -> FloatArray:
+        # of two infinite perplexities nobody knows the difference
+        with np.errstate(invalid="ignore"):
+            return metric.finish(totals_after) - metric.finish(totals_before)
+
+    drawn = [
+        changed(totals_of(counts, rows_before), totals_of(counts, rows_after))
         for counts in resampled_counts(len(rows_before), seed)
     ]
-    low, high = np.nanquantile(np.concatenate(drawn), [0.025, 0.975])
-    return Estimate(value, min(float(low), value), max(float(high), value), len(rows_before))
+    return interval(float(changed(rows_before.sum(0), rows_after.sum(0))), drawn, len(rows_before))
 
 
 def _same_examples(first: Outcomes, second: Outcomes) -> bool:

@@ -4,7 +4,7 @@ Axes: N examples, K totals that a metric needs, R resamples.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,11 +47,27 @@ def bootstrap(rows_NK: FloatArray, finish: Finish, *, seed: int = SEED) -> Estim
     """
     if not len(rows_NK):
         raise DataError("there are no examples to score; check the validation data")
-    values_R = np.concatenate([finish(counts_RN @ rows_NK) for counts_RN in resampled_counts(len(rows_NK), seed)])
-    low, high = np.nanquantile(values_R, [0.025, 0.975])
-    value = float(finish(rows_NK.sum(0)))
+    values = [finish(totals_of(counts_RN, rows_NK)) for counts_RN in resampled_counts(len(rows_NK), seed)]
+    return interval(float(finish(rows_NK.sum(0))), values, len(rows_NK))
+
+
+def totals_of(counts_RN: FloatArray, rows_NK: FloatArray) -> FloatArray:
+    """Totals [R, K] of rows that are drawn as often as counts say; NaN where a row is infinite and not drawn."""
+    with np.errstate(invalid="ignore"):
+        return counts_RN @ rows_NK
+
+
+def interval(value: float, drawn: Sequence[FloatArray], examples: int) -> Estimate:
+    """value with the 95 % percentile interval of what resamples of the examples gave."""
+    values_R = np.concatenate(drawn)
+    known_R = values_R[~np.isnan(values_R)]
+    if not len(known_R):
+        return Estimate(value, value, value, examples)
+    with np.errstate(invalid="ignore"):
+        # between two infinite ones numpy finds NaN
+        low, high = np.nan_to_num(np.quantile(known_R, [0.025, 0.975]), nan=np.inf, posinf=np.inf, neginf=-np.inf)
     # the percentiles of a skewed sample may leave the value itself out by a rounding
-    return Estimate(value, min(float(low), value), max(float(high), value), len(rows_NK))
+    return Estimate(value, min(float(low), value), max(float(high), value), examples)
 
 
 def resampled_counts(examples: int, seed: int) -> list[FloatArray]:

@@ -129,7 +129,8 @@ def layer_kept(effect: Tensor, change: Tensor, moments: Moments) -> Kept:
 
 def layer_error(change: Tensor, moments: Moments) -> float:
     """The mean square of what a change [O, I + 1] of a layer does to its outputs, summed over these."""
-    return float(((change @ _with_one(moments)) * change).double().sum())
+    # rounding may take a change that no input shows below zero
+    return max(0.0, float(((change @ _with_one(moments)) * change).double().sum()))
 
 
 def _with_one(moments: Moments) -> Tensor:
