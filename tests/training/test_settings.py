@@ -42,7 +42,7 @@ def test_steps_of_ten_micro_batches_an_epoch(fields, steps):
     assert TrainingSettings(**fields).total_steps(10) == steps
 
 
-@pytest.mark.parametrize(("warmup", "steps"), [(0, 0), (0.03, 6), (0.5, 100), (1, 1), (10, 10)])
+@pytest.mark.parametrize(("warmup", "steps"), [(0, 0), (0.03, 6), (0.035, 7), (0.5, 100), (1, 1), (10, 10)])
 def test_warmup_is_a_number_of_steps_or_a_fraction_of_two_hundred(warmup, steps):
     assert TrainingSettings(warmup=warmup).warmup_steps(200) == steps
 

@@ -244,3 +244,12 @@ def test_an_adapter_whose_loss_is_not_finite_is_named(model, jobs):
 def test_packed_and_padded_batches_make_none_together(examples):
     with pytest.raises(DataError, match="padded and packed"):
         join([pad(examples, 0), concatenate(examples)], 0)
+
+
+def test_jobs_that_cannot_begin_leave_the_active_adapters_as_they_were(model, jobs):
+    adapted(model, ("small", "lengths", "scales"))
+    book = adapters_of(model)
+    book.activate("scales")
+    with pytest.raises(RecipeError, match="must be one of"):
+        train_together(model, jobs("refused", optimizer="adamv"))
+    assert book.active == ["scales"]

@@ -51,6 +51,11 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
+    def wandb(self) -> Path:
+        """The id that Weights & Biases knows the run by, where it was asked for."""
+        return self.path / "wandb-id.txt"
+
+    @property
     def evaluation(self) -> Path:
         """Scores before and after, with intervals."""
         return self.path / "evaluation.json"

@@ -92,11 +92,11 @@ class TrainingSettings:
         """Optimizer steps of the whole run, for an epoch of epoch_batches micro-batches."""
         if self.max_steps is not None:
             return self.max_steps
-        return max(1, math.ceil((self.epochs or 1.0) * epoch_batches / self.accumulation))
+        return max(1, _whole((self.epochs or 1.0) * epoch_batches / self.accumulation))
 
     def warmup_steps(self, total_steps: int) -> int:
         """Steps over which the learning rate rises."""
-        return math.ceil(self.warmup * total_steps) if self.warmup < 1 else int(self.warmup)
+        return _whole(self.warmup * total_steps) if self.warmup < 1 else int(self.warmup)
 
     def is_better(self, value: float, best: float | None) -> bool:
         """Whether value of best_metric beats best; NaN beats nothing."""
@@ -114,3 +114,8 @@ class TrainingSettings:
         if value not in choices:
             hint = " fp16 overflows in training; use bf16." if value in ("fp16", "float16") else nearest(value, choices)
             raise RecipeError(f"training.{name}={value!r} must be one of {', '.join(choices)}.{hint}")
+
+
+def _whole(steps: float) -> int:
+    """steps rounded up, but for what the product of a decimal fraction is too large by: 0.035 x 200 is 7."""
+    return math.ceil(round(steps, 6))

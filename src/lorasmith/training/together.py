@@ -70,17 +70,17 @@ def train_together(
         for job in jobs:
             job.folder.refuse_used()
     before = list(book.active)
-    book.activate(adapters, trainable=True)
-    settings = jobs[0].settings
-    if next(model.parameters()).device.type == "cpu":
-        (return_freed_blocks if settings.return_freed_memory else keep_freed_blocks)()
-    random_state.seed_all(settings.seed)
-    loss = SharedLoss(book, task)
-    together = _Together(model, [(job, _loop(job, loss)) for job in jobs], loss)
-    if resume:
-        for _, loop in together.runs:
-            loop.resume()
     try:
+        book.activate(adapters, trainable=True)
+        settings = jobs[0].settings
+        if next(model.parameters()).device.type == "cpu":
+            (return_freed_blocks if settings.return_freed_memory else keep_freed_blocks)()
+        random_state.seed_all(settings.seed)
+        loss = SharedLoss(book, task)
+        together = _Together(model, [(job, _loop(job, loss)) for job in jobs], loss)
+        if resume:
+            for _, loop in together.runs:
+                loop.resume()
         with recomputed(model) if settings.gradient_checkpointing else nullcontext():
             return together.run()
     finally:

@@ -88,13 +88,21 @@ def test_weights_and_biases_gets_steps_recipe_and_one_id_a_folder(tmp_path, monk
             return Run()
 
     monkeypatch.setattr(wandb, "wandb", Service)
-    logger = loggers["wandb"](LoggerContext(RunFolder(tmp_path / "mine"), {"task": "causal"}))
-    logger.start(4, 9)
+
+    def begin(folder, step):
+        logger = loggers["wandb"](LoggerContext(RunFolder(folder), {"task": "causal"}))
+        logger.start(step, 9)
+        return logger
+
+    logger = begin(tmp_path / "mine", 4)
     logger.log(5, {"loss": 1.0})
     logger.close()
-    assert calls[0]["id"] == calls[0]["name"] == "mine"
+    assert calls[0]["name"] == "mine"
     assert (calls[0]["resume"], calls[0]["config"]) == ("allow", {"task": "causal"})
     assert calls[1:] == [(5, {"loss": 1.0}), "finish"]
+    begin(tmp_path / "mine", 5)
+    begin(tmp_path / "other" / "mine", 0)
+    assert calls[3]["id"] == calls[0]["id"] != calls[4]["id"]
 
 
 @pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "file"])
