@@ -66,3 +66,14 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     folded = {choice.casefold(): choice for choice in choices}
     matches = get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
     return f" Did you mean {folded[matches[0]]!r}?" if matches else ""
+
+
+def reason(error: BaseException) -> str:
+    """What another library's error says first, in one line; the name of its class where it says nothing."""
+    said = ""
+    for line in filter(None, map(str.strip, str(error).splitlines())):
+        said = f"{said} {line}".strip()
+        # a heading says nothing without what stands below it
+        if not said.endswith(":"):
+            break
+    return said or type(error).__name__

@@ -383,3 +383,68 @@ def test_code_in_a_model_folder_runs_when_it_is_asked_for(lorasmith, model, adap
     answer = lorasmith(command, *given, "--trust-remote-code")
     assert answer.code == 0, answer.err
     assert mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("r", "8"),
+        ("r", 8.5),
+        ("r", -8),
+        ("lora_alpha", None),
+        ("lora_dropout", True),
+        ("target_modules", 5),
+        ("modules_to_save", "lm_head"),
+        ("rank_pattern", ["q_proj"]),
+    ],
+)
+@pytest.mark.parametrize("command", ["generate", "evaluate", "merge"])
+def test_a_config_whose_fields_are_of_another_kind(
+    lorasmith, adapter, reads, data_file, tmp_path, command, field, value
+):
+    config = adapter / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {field: value}))
+    more = {"generate": ["the cat"], "evaluate": ["--data", data_file], "merge": ["--out", tmp_path / "out"]}[command]
+    refused(lorasmith(command, adapter, *more), 2, "adapter_config.json", field)
+    assert not reads
+
+
+def test_a_tokenizer_that_is_damaged(train, model, reads):
+    (model / "tokenizer.json").write_text("{")
+    refused(train(model), 2, "the tokenizer in", str(model))
+    assert not reads
+
+
+def test_a_calibration_file_that_is_missing(lorasmith, adapter, reads, tmp_path):
+    answer = lorasmith("merge", adapter, "--into", "nf4", "--out", tmp_path / "out", "--calibration", "none.jsonl")
+    refused(answer, 2, "none.jsonl")
+    assert not reads
+
+
+def test_a_16_bit_base_of_another_shape(lorasmith, model, adapter, gpt2, reads, tmp_path):
+    assert lorasmith("quantize", model, "--out", tmp_path / "nf4").code == 0
+    reads.clear()
+    common = ("--model", tmp_path / "nf4", "--into", "nf4", "--out", tmp_path / "out")
+    refused(lorasmith("merge", adapter, *common, "--base-16bit", gpt2), 2, "--base-16bit", "another model", "q_proj")
+    # what tells the number format of the base
+    assert all("quant_state" in name for name in reads)
+
+
+def test_a_file_of_prompts_that_is_missing(lorasmith, model, reads, tmp_path):
+    answer = lorasmith("generate", model, "--file", tmp_path / "none.txt")
+    refused(answer, 2, f"{tmp_path / 'none.txt'} cannot be read: No such file or directory; name")
+    assert not reads
+
+
+@pytest.mark.parametrize(("field", "value"), [("hidden_size", "wide"), ("num_attention_heads", 7), ("vocab_size", -5)])
+@pytest.mark.parametrize("command", ["train", "quantize", "generate"])
+def test_a_config_of_impossible_values(lorasmith, train, model, reads, tmp_path, command, field, value):
+    config = model / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {field: value}))
+    if command == "train":
+        answer = train(model)
+    else:
+        answer = lorasmith(command, model, *(["--out", tmp_path / "out"] if command == "quantize" else ["the cat"]))
+    refused(answer, 2, str(config))
+    # where transformers alone finds out, the class of the model is made before a weight is read
+    assert not reads

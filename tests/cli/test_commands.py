@@ -1,5 +1,6 @@
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -195,3 +196,46 @@ def test_a_folder_may_have_any_name(lorasmith, model_folder, adapter_folder, dat
     assert answer.code == 0, answer.err
     voices = {line.split(":")[0] for line in answer.out.splitlines()}
     assert voices == {"base", f"{name}-adapter"}
+
+
+def test_prompts_in_json_lines_may_hold_any_separator(lorasmith, model_folder, tmp_path):
+    # a byte order mark before, a Unicode line separator inside
+    (tmp_path / "prompts.jsonl").write_text('\ufeff{"prompt": "the cat\u2028sees"}\r\n', encoding="utf-8")
+    answer = lorasmith("generate", model_folder, "--file", tmp_path / "prompts.jsonl", "--max-new-tokens", 2)
+    assert answer.code == 0, answer.err
+
+
+def test_the_package_runs_as_the_command(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["lorasmith", "env", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("lorasmith", run_name="__main__")
+    assert ended.value.code == 0
+    assert "Example: lorasmith env" in capsys.readouterr().out
+
+
+def test_alpha_is_given_by_the_name_that_the_method_has_for_it(lorasmith, model_folder, data_file):
+    for method in ("lora", "loha"):
+        given = ("--model", model_folder, "--data", data_file, "--method", method, "--alpha", 5, "--dry-run")
+        answer = lorasmith("train", *given)
+        assert answer.code == 0, answer.err
+        assert re.search(r"^  (lora_)?alpha: 5", answer.out, re.MULTILINE)
+
+
+def test_a_part_of_the_model_is_a_target(lorasmith, model_folder, data_file):
+    given = ("--model", model_folder, "--data", data_file, "--target", "attention", "--dry-run")
+    answer = lorasmith("train", *given)
+    assert answer.code == 0, answer.err
+    assert "target_modules: attention" in answer.out
+    assert "o_proj" in answer.out and "gate_proj" not in answer.out
+
+
+def test_a_base_that_is_stored_quantized_is_trained_on_as_it_is(lorasmith, model_folder, data_file, tmp_path):
+    stored = tmp_path / "int4"
+    assert lorasmith("quantize", model_folder, "--format", "int4", "--blocksize", 32, "--out", stored).code == 0
+    given = ("train", "--model", stored, "--data", data_file, "--dry-run")
+    answer = lorasmith(*given)
+    assert answer.code == 0, answer.err
+    assert "quantization: null" in answer.out
+    answer = lorasmith(*given, "--quantization", "nf4")
+    assert (answer.code, answer.err.count("\n")) == (2, 1)
+    assert "already stored in int4" in answer.err

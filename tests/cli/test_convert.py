@@ -42,3 +42,10 @@ def test_flags_of_projections_are_checked(lorasmith, foreign, tmp_path):
     answer = lorasmith("convert", foreign, "--alpha", 4, "--merged", "c_attn", "--out", tmp_path / "out")
     assert (answer.code, answer.err.count("\n")) == (2, 1)
     assert "c_attn=1,0,1" in answer.err
+
+
+def test_a_merged_layer_that_the_file_lacks_is_told_with_those_that_it_has(lorasmith, foreign, tmp_path):
+    answer = lorasmith("convert", foreign, "--alpha", 4, "--merged", "qproj=1,0,1", "--out", tmp_path / "out")
+    assert (answer.code, answer.err.count("\n")) == (2, 1)
+    for part in (str(foreign), "named qproj", "Did you mean 'q_proj'?"):
+        assert part in answer.err

@@ -76,7 +76,7 @@ def method_rows() -> list[str]:
     for name in sorted(methods.names()):
         config = methods[name].config_class
         for field in dataclasses.fields(config):
-            if field.name in _FILLED_IN or field.name in NOT_BUILT.get(name, ()):
+            if field.name in {*_FILLED_IN, *config.NEVER_READ, *NOT_BUILT.get(name, ())}:
                 continue
             # a recipe may place a method elsewhere than its config does
             placed = methods[name].recipe_targets if field.name == "target_modules" else None
@@ -128,3 +128,8 @@ def test_every_deliberate_difference_to_peft_names_a_test_that_is_there():
         assert named, row
         text = (DOCS.parent / "tests" / named[1]).read_text(encoding="utf-8")
         assert f"\ndef {named[2]}(" in text, row
+
+
+def test_methods_md_has_a_row_for_every_method():
+    rows = re.findall(r"^\| (`.*?) \|", read("methods.md").partition("## Compared")[0], re.MULTILINE)
+    assert set(methods.names()) <= set(re.findall(r"`(\w+)`", " ".join(rows)))

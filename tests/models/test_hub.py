@@ -67,3 +67,20 @@ def test_a_refusal_of_the_hub_is_one_line_with_the_name(monkeypatch, error, patt
     with pytest.raises(ModelError, match=f"owner/name.*{pattern}") as caught:
         fetch(Source("owner/name", "v2"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert-base-uncased", "owner/name-1.1B"])
+def test_names_of_the_hub_may_lack_an_owner(asked, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fetch(Source(name))
+    assert asked[0][0] == name
+
+
+@pytest.mark.parametrize("name", ["./gpt2", "/gpt2", "~/gpt2", "a/b/c", "a\\b", "runs/"])
+def test_what_can_only_be_a_path_asks_no_hub(asked, name, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ModelError, match="does not exist"):
+        fetch(Source(name))
+    assert asked == []

@@ -204,3 +204,9 @@ def test_no_more_than_one_matrix_of_each_checkpoint_is_held(folders, monkeypatch
 
     monkeypatch.setattr(lorasmith.models.tensor_file.StoredTensor, "read", spied)
     extract(folders / "base", folders / "tuned", folders / "out", rank=3)
+
+
+def test_a_part_of_the_model_is_a_target(folders):
+    extract(folders / "base", folders / "tuned", folders / "attention", rank=3, targets=("attention",))
+    config = json.loads((folders / "attention" / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["k_proj", "o_proj", "q_proj", "v_proj"]

@@ -37,3 +37,8 @@ def test_an_empty_list_of_parameters_is_stated_since_it_leaves_experts_out():
 
 def test_what_is_not_given_and_empty_is_not_stated():
     assert "target_parameters" not in resolve_method({"name": "lora"})
+
+
+def test_a_field_that_a_method_never_reads_is_no_field_of_a_recipe():
+    with pytest.raises(RecipeError, match=r"method.r is unknown to the method 'adalora'.*init_r"):
+        resolve_method({"name": "adalora", "r": 16})

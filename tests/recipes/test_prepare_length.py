@@ -1,4 +1,7 @@
+import pytest
+
 from lorasmith.attach import adapters_of, attach
+from lorasmith.errors import RecipeError
 from lorasmith.methods.prefix_tuning import PrefixTuningConfig
 from lorasmith.recipes.positions import context_of, room_in
 from lorasmith.recipes.prepare import with_length
@@ -31,3 +34,8 @@ def test_virtual_tokens_take_positions():
     assert context_of(model) == 44
     with adapters_of(model).disabled():
         assert context_of(model) == 64
+
+
+def test_virtual_tokens_that_leave_no_room_are_refused():
+    with pytest.raises(RecipeError, match="num_virtual_tokens=600 leaves no room"):
+        room_in({"max_position_embeddings": 512}, {"name": "prompt_tuning", "num_virtual_tokens": 600})

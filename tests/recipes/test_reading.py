@@ -137,6 +137,14 @@ def test_the_method_section_becomes_the_methods_own_config():
         ("model: m\n", ["data is missing"]),
         ("model: m\ndata: d\n  bad: [\n", ["recipe.yaml line 3", "YAML"]),
         ("- a\n- b\n", ["recipe.yaml", "list"]),
+        ("", ["recipe.yaml holds nothing"]),
+        ("model: m\ndata: d\nmethod: {name: [lora]}\n", ["method.name=['lora']", "adalora"]),
+        ("model: m\ndata: d\nmethod: {name: null}\n", ["method.name=None", "adalora"]),
+        ("model: m\ndata: d\nmethod: {name: 5}\n", ["method.name=5", "adalora"]),
+        ("model: m\ndata: d\nseed: 99999999999999999999\n", ["seed=99999999999999999999"]),
+        ("model: m\ndata: d\ntraining: {seed: 1}\n", ["training.seed is unknown. Known: max_steps"]),
+        ("model: m\ndata: d\ntraining: {epochs: 1}\nseed: 1\ntraining: {}\n", ["line 5", "'training' stands twice"]),
+        ("model: m\ndata: d\ntraining: {epochs: 1, epochs: 2}\n", ["line 3", "'epochs' stands twice"]),
     ],
 )
 def test_a_faulty_recipe_is_refused_in_one_line_that_names_the_fault(tmp_path, text, named):
@@ -167,3 +175,13 @@ def test_local_paths_are_absolute_in_the_resolved_recipe(tmp_path, monkeypatch):
 def test_the_yaml_of_a_recipe_is_stable():
     recipe = build_recipe(SMALL, "here")
     assert recipe_yaml(build_recipe(yaml.safe_load(recipe_yaml(recipe)), "again")) == recipe_yaml(recipe)
+
+
+def test_without_a_recipe_the_flags_that_are_missing_are_named():
+    with pytest.raises(RecipeError, match=r"model is missing \(.*give --model.*data is missing \(.*give --data"):
+        read_recipe(None)
+
+
+def test_a_section_without_fields_has_the_defaults(tmp_path):
+    text = "model: m\ndata: d\ntraining:\nevaluation:\ntokenizer:\nmethod:\n"
+    assert read_recipe(written(tmp_path, text)) == read_recipe(written(tmp_path, "model: m\ndata: d\n"))

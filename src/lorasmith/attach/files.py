@@ -23,9 +23,8 @@ from lorasmith.methods import (
     InputMethod,
     SiteMethod,
     TargetedConfig,
-    config_from_fields,
     method_of,
-    read_config_fields,
+    read_config,
 )
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -63,7 +62,7 @@ def read_adapter(folder: str | Path, config: AdapterConfig | None = None) -> Ada
 
     Raises AdapterError for a folder without an adapter, and damaged or pickled weights.
     """
-    config = config or config_from_fields(read_config_fields(folder))
+    config = config or read_config(folder)
     names = read_class_names(folder) if config.task_type in CLASSIFICATION else ()
     return AdapterContent(config, read_adapter_tensors(folder), names)
 

@@ -18,7 +18,9 @@ def extract(
     tuned: Annotated[str, typer.Argument(help="Folder of the model that was tuned from it.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     rank: Annotated[int, typer.Option("--rank", "-r", help="Rank of the adapter.")] = 16,
-    target: Annotated[list[str] | None, typer.Option(help="Module name to take; repeat; default all-linear.")] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="Module to take, or a part, as mlp; repeat modules; default all-linear.")
+    ] = None,
     keep: Annotated[
         list[str] | None, typer.Option(help="Module to save whole; repeat; all: whatever else differs.")
     ] = None,

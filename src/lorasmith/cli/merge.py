@@ -10,7 +10,7 @@ from lorasmith.cli.options import Device, DeviceOption, TrustOption
 from lorasmith.errors import MergeError, nearest
 from lorasmith.formats import formats
 from lorasmith.recipes.merge import merge_adapter
-from lorasmith.recipes.merge_quantized import MergeRequest, merge_quantized
+from lorasmith.recipes.merge_quantized import LEAST_KEPT, MergeRequest, merge_quantized
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -49,8 +49,9 @@ def merge(
         str | None, typer.Option("--base-16bit", help="The 16-bit model that a quantized base was made from.")
     ] = None,
     least_kept: Annotated[
-        float, typer.Option(help="Refuse to write a quantized merge that keeps less of the adapter's effect.")
-    ] = 0.8,
+        float | None,
+        typer.Option(help="Refuse a quantized merge that keeps less of the adapter's effect; default 0.8."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write it all the same.")] = False,
     device: DeviceOption = Device.auto,
     trust_remote_code: TrustOption = False,
@@ -67,6 +68,16 @@ def merge(
     """
     target = _target(into, dtype)
     if target in _DENSE:
+        _refuse_for_dense(
+            target,
+            {
+                f"--method {method}": method is not Method.auto,
+                f"--calibration {calibration}": calibration is not None,
+                f"--base-16bit {base_16bit}": base_16bit is not None,
+                f"--least-kept {least_kept}": least_kept is not None,
+                "--force": force,
+            },
+        )
         lines = merge_adapter(
             adapter,
             out,
@@ -85,7 +96,7 @@ def merge(
                 base=model,
                 base_16bit=base_16bit,
                 calibration=calibration,
-                least_kept=least_kept,
+                least_kept=LEAST_KEPT if least_kept is None else least_kept,
                 force=force,
                 device=device.value,
                 trust_remote_code=trust_remote_code,
@@ -93,6 +104,14 @@ def merge(
         )
     for line in lines:
         typer.echo(line)
+
+
+def _refuse_for_dense(target: str, given: dict[str, bool]) -> None:
+    """Raise MergeError for options that a merge into 16 or 32 bits does not read."""
+    unread = [option for option, is_given in given.items() if is_given]
+    if unread:
+        known = ", ".join(formats.names())
+        raise MergeError(f"--into {target} does not read {', '.join(unread)}; leave that out, or merge into {known}")
 
 
 def _target(into: str | None, dtype: str | None) -> str:

@@ -13,7 +13,7 @@ COMMANDS = {
     "train": "Fine-tune a model with an adapter, by recipe or flags.",
     "evaluate": "Score a model with and without its adapter.",
     "generate": "Answer prompts or chat, adapters side by side.",
-    "merge": "Write the model with its adapter merged in, in 16 or 32 bits.",
+    "merge": "Write the model with its adapter merged in, in 16 or 32 bits or quantized.",
     "combine": "Write the weighted sum of several adapters as one.",
     "extract": "Take a LoRA out of a fully tuned checkpoint.",
     "convert": "Write an adapter that loralib saved as PEFT's files.",

@@ -1,12 +1,15 @@
 """`lorasmith train`."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from lorasmith.attach import PARTS
 from lorasmith.cli.options import OfflineOption, RevisionOption, TrustOption
 from lorasmith.errors import RecipeError
+from lorasmith.methods import methods
 from lorasmith.recipes.dry_run import dry_run_lines
 from lorasmith.recipes.fine_tune import fine_tune, resume_run
 from lorasmith.recipes.reading import parse_override, read_recipe
@@ -24,7 +27,10 @@ def train(
     method: Annotated[str | None, typer.Option(help="The method, lora unless given.")] = None,
     rank: Annotated[int | None, typer.Option("--rank", "-r", help="Rank of the adapter.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Alpha; the adapter is scaled by alpha / rank.")] = None,
-    target: Annotated[list[str] | None, typer.Option(help="Module name to adapt; repeat; default all-linear.")] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="Module to adapt, or a part of the model, as attention; repeat modules; default all-linear."),
+    ] = None,
     quantization: Annotated[str | None, typer.Option(help="nf4 (default), fp4, int4, int8 or none.")] = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="Run folder; default runs/MODEL-METHOD.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
@@ -60,7 +66,7 @@ def train(
         "task": task,
         "method.name": method,
         "method.r": rank,
-        "method.lora_alpha": alpha,
+        _alpha_field(method): alpha,
         "method.target_modules": _targets(target),
         "quantization": quantization,
         "output": output,
@@ -78,7 +84,7 @@ def train(
     overrides = [(key, value) for key, value in flags.items() if value is not None]
     overrides += [parse_override(text) for text in setting or []]
     if resume is not None:
-        _refuse_changes(recipe, overrides)
+        _refuse_changes(recipe, overrides, dry_run)
         resume_run(resume, typer.echo)
         return
     plan = read_recipe(recipe, overrides)
@@ -89,11 +95,18 @@ def train(
     fine_tune(plan, typer.echo)
 
 
+def _alpha_field(method: str | None) -> str:
+    """What the method calls its alpha; as LoRA does, where no method is named."""
+    known = {field.name for field in fields(methods[method].config_class)} if method and method in methods else set()
+    return "method.alpha" if "alpha" in known else "method.lora_alpha"
+
+
 def _targets(names: list[str] | None) -> Any:
-    return names[0] if names == ["all-linear"] else names or None
+    """The names, or the one word for a part of the model."""
+    return names[0] if names and len(names) == 1 and names[0] in PARTS else names or None
 
 
-def _refuse_changes(recipe: Path | None, overrides: list[tuple[str, Any]]) -> None:
-    given = [key for key, _ in overrides] + ([str(recipe)] if recipe else [])
+def _refuse_changes(recipe: Path | None, overrides: list[tuple[str, Any]], dry_run: bool) -> None:
+    given = [key for key, _ in overrides] + [str(recipe)] * (recipe is not None) + ["--dry-run"] * dry_run
     if given:
         raise RecipeError(f"--resume continues a run exactly as it was begun, so {', '.join(given)} cannot be given")

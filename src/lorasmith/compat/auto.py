@@ -18,7 +18,7 @@ from lorasmith.attach import read_class_names
 from lorasmith.compat.adapter_folder import adapter_folder
 from lorasmith.compat.peft_model import PeftModel
 from lorasmith.errors import AdapterError
-from lorasmith.methods import AdapterConfig, TaskType, config_from_fields, read_config_fields
+from lorasmith.methods import AdapterConfig, TaskType, read_config
 
 _BY_TASK: dict[str, Any] = {
     TaskType.CAUSAL_LM: AutoModelForCausalLM,
@@ -53,7 +53,7 @@ class AutoPeftModel:
             local_files_only=options.get("local_files_only", False),
             subfolder=options.pop("subfolder", None),
         )
-        config = config_from_fields(read_config_fields(folder))
+        config = read_config(folder)
         base = config.base_model_name_or_path
         if not base:
             raise AdapterError(

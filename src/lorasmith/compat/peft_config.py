@@ -11,7 +11,7 @@ from lorasmith.compat.adapter_folder import adapter_folder
 from lorasmith.compat.load_result import LoadResult
 from lorasmith.compat.peft_model import bare_model
 from lorasmith.compat.renaming import renamed
-from lorasmith.methods import AdapterConfig, config_from_fields, read_config_fields
+from lorasmith.methods import AdapterConfig, config_from_fields, read_config
 
 
 class PeftConfig:
@@ -20,7 +20,7 @@ class PeftConfig:
     @staticmethod
     def from_pretrained(model_id: str | Path, **hub: Any) -> AdapterConfig:
         """The config in a folder or hub repository, as the class of its method."""
-        return config_from_fields(read_config_fields(adapter_folder(model_id, **hub)))
+        return read_config(adapter_folder(model_id, **hub))
 
 
 def get_peft_config(config_dict: dict[str, Any]) -> AdapterConfig:

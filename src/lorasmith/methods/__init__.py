@@ -20,7 +20,7 @@ from lorasmith.methods.method import (
     SiteMethod,
 )
 from lorasmith.methods.names import CLASSIFICATION, PeftType, TaskType
-from lorasmith.methods.registry import config_from_fields, method_of, methods
+from lorasmith.methods.registry import config_from_fields, method_of, methods, read_config
 from lorasmith.methods.site import BaseWeight, Constant, FactorPair, Site, Vector
 from lorasmith.methods.training_part import TrainingPart
 
@@ -58,5 +58,6 @@ __all__ = [
     "methods",
     "named",
     "parameter_spec",
+    "read_config",
     "read_config_fields",
 ]

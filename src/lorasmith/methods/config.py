@@ -3,10 +3,11 @@
 import json
 import logging
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_origin
 
 from lorasmith.atomic import write_text
 from lorasmith.errors import AdapterError, AttachError
@@ -22,13 +23,15 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class AdapterConfig:
-    """Fields that every method has. Unknown task types raise AdapterError."""
+    """Fields that every method has. Raises AdapterError for an unknown task type."""
 
     METHOD: ClassVar[str]
     # whether a classifier's new head trains beside the adapter without being asked to, as in PEFT
     trains_heads: ClassVar[bool] = True
     # fields that PEFT's class has not, and would warn of: they are written only where they say something
     OURS: ClassVar[tuple[str, ...]] = ()
+    # fields that are there for PEFT's files and scripts, and that nothing reads: a recipe cannot give them
+    NEVER_READ: ClassVar[tuple[str, ...]] = ()
 
     task_type: TaskType | str | None = None
     peft_type: PeftType | str | None = None
@@ -40,6 +43,8 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         self.peft_type = PeftType(self.METHOD) if self.METHOD in PeftType.__members__ else self.METHOD
+        if isinstance(self.modules_to_save, str):
+            raise AttachError(f"modules_to_save={self.modules_to_save!r} must be a list: [{self.modules_to_save!r}]")
         if self.task_type is not None:
             known = [task.value for task in TaskType]
             name = self.task_type.value if isinstance(self.task_type, Enum) else str(self.task_type)
@@ -58,12 +63,16 @@ class AdapterConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """A config from the fields of a file; unknown ones are dropped with a warning that names them."""
+        """A config from the fields of a file; unknown ones are dropped with a warning that names them.
+
+        Raises AdapterError for a value of another kind than the field's.
+        """
         known = {field.name for field in fields(cls)}
         unknown = {name: value for name, value in values.items() if name not in known | _FOREIGN}
         told = sorted(name for name, value in unknown.items() if value not in (None, False, {}, []))
         if told:
             log.warning("%s: fields from another version are ignored: %s", cls.__name__, ", ".join(told))
+        _require_kinds(cls, values)
         return cls(**{name: value for name, value in values.items() if name in known})
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -88,6 +97,21 @@ def read_config_fields(folder: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict) or not values.get("peft_type"):
         raise AdapterError(f"{path} has no field peft_type; it must name the method, such as LORA")
     return values
+
+
+def _require_kinds(cls: type[AdapterConfig], values: dict[str, Any]) -> None:
+    """Raise AdapterError for a field of a file that must hold a number, or values by name, and holds something else."""
+    for field in fields(cls):
+        if field.name not in values:
+            continue
+        value = values[field.name]
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if field.type is int and not (number and isinstance(value, int)):
+            raise AdapterError(f"{field.name}={value!r} must be a whole number")
+        if field.type is float and not number:
+            raise AdapterError(f"{field.name}={value!r} must be a number")
+        if get_origin(field.type) is dict and not isinstance(value, dict):
+            raise AdapterError(f"{field.name}={value!r} must be an object of values by name")
 
 
 def _plain(value: Any) -> Any:
@@ -116,6 +140,10 @@ class TargetedConfig(AdapterConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("target_modules", "exclude_modules"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, Iterable):
+                raise AttachError(f"{name}={value!r} must be names, an expression, or a word such as all-linear")
         if self.layers is not None and not _PLACE.fullmatch(self.layers):
             raise AttachError(f"layers={self.layers!r} is none of first-half, last-half, first-N, last-N, N-N")
 

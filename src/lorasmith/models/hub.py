@@ -1,5 +1,6 @@
 """From a folder or a hub name to a folder on this machine."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ _WEIGHTS_AND_TEXT = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "
 _CODE = ["*.py"]
 # other formats and copies of the weights that some repositories hold beside the model
 _LEFT_OUT = ["*/*", "consolidated*"]
+# owner/name, or the name alone of the models that came before owners, such as gpt2
+_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,9 @@ def fetch(source: Source) -> Path:
     if path.is_file():
         raise ModelError(f"{path} is a file; give the folder that holds it (config.json beside *.safetensors)")
     name = str(source.name)
-    if _is_path(name):
+    if not _NAME.fullmatch(name):
         raise ModelError(f"model folder {name} does not exist; check the path, or give a hub name such as owner/model")
     return Path(_download(source, name))
-
-
-def _is_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") != 1 or "\\" in name
 
 
 def _download(source: Source, name: str) -> str:

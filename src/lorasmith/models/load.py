@@ -17,7 +17,6 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -25,7 +24,7 @@ from transformers import (
 )
 from transformers.models.auto.auto_factory import _get_model_class
 
-from lorasmith.errors import ModelError
+from lorasmith.errors import LorasmithError, ModelError, reason
 from lorasmith.models.checkpoint import Checkpoint, open_checkpoint, quantization_of
 from lorasmith.models.device import resolve
 from lorasmith.models.hub import Source, fetch
@@ -35,6 +34,7 @@ from lorasmith.models.quantizer import LorasmithQuantizer, register
 from lorasmith.models.quiet import quiet_transformers
 from lorasmith.models.report import LoadReport, report_on
 from lorasmith.models.stored import readable, wanted_config
+from lorasmith.models.tokenizer import has_tokenizer, load_tokenizer
 from lorasmith.quantized import Scheme
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,6 @@ TASKS: dict[str, Any] = {
     "classification": AutoModelForSequenceClassification,
     "encoder": AutoModel,
 }
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt", "vocab.json")
 
 
 @dataclass(frozen=True)
@@ -103,11 +102,17 @@ def load(
     checkpoint = open_checkpoint(folder, trust_remote_code=trust_remote_code)
     quantization = wanted_config(checkpoint, wish.scheme, wish.skip, wish.compute_dtype)
     config = _config(checkpoint, wish, trust_remote_code)
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code) if has_tokenizer(folder) else None
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, info = _build(checkpoint, config, quantization, wish)
+        try:
+            model, info = _build(checkpoint, config, quantization, wish)
+        except LorasmithError:
+            raise
+        # what a config of impossible values breaks in transformers
+        except (AssertionError, TypeError, ValueError, ArithmeticError) as error:
+            raise ModelError(f"{folder / 'config.json'}: no model can be made of it: {reason(error)}") from error
     report = _checked(model, info, wish, folder)
-    tokenizer = _tokenizer(folder, trust_remote_code)
     _finish(model, tokenizer, folder)
     return LoadedModel(_moved(model, wish.device), tokenizer, report)
 
@@ -118,10 +123,10 @@ def _config(checkpoint: Checkpoint, wish: _Wish, trust_remote_code: bool) -> Pre
         config = AutoConfig.from_pretrained(
             checkpoint.folder, trust_remote_code=trust_remote_code, local_files_only=True, **extra
         )
-    except (ValueError, KeyError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    # the library of strict configs raises plain Exceptions for values of another kind
+    except Exception as error:
         raise ModelError(
-            f"{checkpoint.folder / 'config.json'} is not a config that transformers knows: {reason}"
+            f"{checkpoint.folder / 'config.json'} is not a config that transformers knows: {reason(error)}"
         ) from error
     if type(config) not in TASKS[wish.task]._model_mapping and not _has_code(checkpoint):
         raise ModelError(f"{checkpoint.folder}: a {config.model_type} model cannot be loaded for the task {wish.task}")
@@ -206,16 +211,6 @@ def _moved(model: nn.Module, device: torch.device) -> PreTrainedModel:
     moved = nn.Module.to(model, device)
     assert isinstance(moved, PreTrainedModel)
     return moved
-
-
-def _tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        return None
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    except (ValueError, KeyError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"the tokenizer in {folder} cannot be loaded: {reason}") from error
 
 
 def _finish(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:

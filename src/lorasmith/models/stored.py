@@ -55,7 +55,7 @@ def wanted_config(
     if scheme is not None and scheme != config.scheme:
         raise ModelError(
             f"{checkpoint.folder} is already stored in {config.scheme}, not {scheme}; "
-            "load it without quantization, or take the 16-bit model"
+            "load it as it is stored (quantization: none), or take the 16-bit model"
         )
     config.compute_dtype = compute_dtype or config.compute_dtype
     return config

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lorasmith.attach import WEIGHTS_FILE
 from lorasmith.errors import AdapterError
-from lorasmith.methods import AdapterConfig, config_from_fields, read_config_fields
+from lorasmith.methods import AdapterConfig, read_config
 from lorasmith.methods.lora import LoraConfig
 from lorasmith.models.checkpoint import Checkpoint
 from lorasmith.models.tensor_file import read_header
@@ -19,7 +19,7 @@ def fitting_config(folder: Path, checkpoint: Checkpoint) -> AdapterConfig:
 
     Only what is sure is refused: modules that the base stores under another name, or quantized, are left to loading.
     """
-    config = config_from_fields(read_config_fields(folder))
+    config = read_config(folder)
     # the pooled input of QA-LoRA is narrower than the base's by design
     pooled = config.qalora_group_size if isinstance(config, LoraConfig) and config.use_qalora else 1
     for name, tensor in read_header(folder / WEIGHTS_FILE).items():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
-from lorasmith.errors import ModelError, RecipeError
+from lorasmith.errors import ModelError, RecipeError, reason
 from lorasmith.models.checkpoint import Checkpoint, open_checkpoint
 from lorasmith.models.hub import Source, fetch
 from lorasmith.models.load import LoadedModel, load
@@ -65,9 +65,11 @@ def skeleton(checkpoint: Checkpoint, section: ModelSection, storage: Storage, de
         config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, **options, **labels)
         with torch.device("meta"):
             model = _CLASSES[storage.task].from_config(config, dtype=dtype, **options)
-    except (ValueError, KeyError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"{checkpoint.folder / 'config.json'}: no model for {storage.task}: {reason}") from error
+    # whatever a config of impossible values breaks, in transformers or in code of its own
+    except Exception as error:
+        raise ModelError(
+            f"{checkpoint.folder / 'config.json'}: no model for {storage.task}: {reason(error)}"
+        ) from error
     wanted = wanted_config(checkpoint, storage.scheme, storage.skip, None)
     if wanted is not None:
         dense = dense_reasons(model, wanted.skip_modules or ())

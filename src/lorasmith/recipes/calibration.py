@@ -42,42 +42,49 @@ class Texts:
         return Texts(moved[0], moved[1], self.origin)
 
 
-def read_texts(
-    file: str | None, subject: Subject, checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase, widest: int
-) -> Texts:
-    """The texts of a data file; without one the run's own data, or a default text for a causal model without a run.
+@dataclass(frozen=True)
+class TextExamples:
+    """The examples that the texts are made of."""
 
-    widest is the number of input features of the widest layer. A file is parted, every fifth example to measure on.
-    Raises DataError for a file that cannot be read, and for a classifier without data.
-    """
-    calibration, measured, origin = _examples(file, subject, checkpoint, tokenizer)
-    tokens = min(_MOST_TOKENS, max(CALIBRATION_TOKENS, _TOKENS_A_FEATURE * widest))
-    vocabulary = int(checkpoint.config.get("vocab_size") or len(tokenizer))
-    rows = max(1, min(16, _LOGITS // (WINDOW * vocabulary)))
-    return Texts(
-        _batches(_first(calibration, tokens), rows, tokenizer),
-        _batches(_first(measured, MEASURED_TOKENS), rows, tokenizer),
-        origin,
-    )
+    calibration: Sequence[Example]
+    measured: Sequence[Example]
+    origin: str
 
 
-def _examples(
+def read_examples(
     file: str | None, subject: Subject, checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[Example], list[Example], str]:
+) -> TextExamples:
+    """The examples of a data file; without one the run's own data, or a default text for a causal model without a run.
+
+    A file is parted, every fifth example to measure on. Raises DataError for a file that cannot be read, and for a
+    classifier without data.
+    """
     task = subject.storage.task
     length = min(WINDOW, positions_in(checkpoint.config) or WINDOW)
     if file is None and subject.recipe is not None:
         section = subject.recipe.data.model_copy(update={"max_length": min(length, subject.recipe.data.max_length)})
         found = build_dataset(section, task, tokenizer, subject.recipe.seed)
         if found.validation:
-            return found.train, found.validation, "the run's own data"
-        return *_parted(found.train), "the run's own data"
+            return TextExamples(found.train, found.validation, "the run's own data")
+        return TextExamples(*_parted(found.train), "the run's own data")
     if file is None and task == "classification":
         raise DataError("a classifier's merge is measured on labelled examples; name a file with --calibration")
     section = DataSection.model_validate({"train": file or str(DEFAULT_TEXT), "max_length": length})
     section = section.model_copy(update={"labels": list(subject.storage.labels) or None})
     examples, _ = encode_sources(section.train, tokenizer, encode_settings(section, task))
-    return *_parted(examples), file or "a default English text"
+    return TextExamples(*_parted(examples), file or "a default English text")
+
+
+def batched(examples: TextExamples, checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase, widest: int) -> Texts:
+    """As much of the examples as is needed, in batches; widest is the number of input features of the widest layer."""
+    tokens = min(_MOST_TOKENS, max(CALIBRATION_TOKENS, _TOKENS_A_FEATURE * widest))
+    vocabulary = int(checkpoint.config.get("vocab_size") or len(tokenizer))
+    rows = max(1, min(16, _LOGITS // (WINDOW * vocabulary)))
+    return Texts(
+        _batches(_first(examples.calibration, tokens), rows, tokenizer),
+        _batches(_first(examples.measured, MEASURED_TOKENS), rows, tokenizer),
+        examples.origin,
+    )
 
 
 def _parted(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:

@@ -8,9 +8,9 @@ from lorasmith.atomic import atomic_folder, new_folder
 from lorasmith.attach import Composition, Part, compose, distance_from_sum, read_adapter, write_adapter
 from lorasmith.doctor.place.folder import require_writable
 from lorasmith.errors import InputError
+from lorasmith.models.tokenizer import has_tokenizer, load_tokenizer
 from lorasmith.recipes.inspection import inspection_lines
 from lorasmith.recipes.subject import GENERATION, find_adapter
-from lorasmith.recipes.tokenizers import has_tokenizer, load_tokenizer
 
 
 def combine_adapters(

@@ -21,7 +21,11 @@ def convert_adapter(path: str, facts: Loralib, out: Path) -> Iterator[str]:
     file = Path(path).expanduser()
     if file.is_dir():
         raise AdapterError(f"{path} is a folder; name the file of the state dict inside")
-    content = from_loralib(read_tensor_file(file), facts)
+    tensors = read_tensor_file(file)
+    try:
+        content = from_loralib(tensors, facts)
+    except AdapterError as error:
+        raise AdapterError(f"{path}: {error}") from None
     require_writable(out)
     with atomic_folder(out) as temporary:
         write_adapter(content, temporary)

@@ -30,7 +30,10 @@ from lorasmith.recipes.subject import (
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What to score: a run, adapter or base, with further adapters, on data (None: the run's validation examples)."""
+    """What to score: a run, adapter or base, with further adapters, on data (None: the run's validation examples).
+
+    Raises InputError for a batch without examples.
+    """
 
     subject: str
     adapters: tuple[str, ...] = ()
@@ -41,6 +44,10 @@ class EvaluationRequest:
     batch_size: int = 8
     device: str = "auto"
     trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise InputError(f"batch_size={self.batch_size} must be at least 1: the examples of a batch")
 
 
 def evaluate(request: EvaluationRequest) -> dict[str, Scores]:

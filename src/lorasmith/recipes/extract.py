@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lorasmith.atomic import atomic_folder, new_folder
-from lorasmith.attach import KEY_PREFIX, AdapterContent, select, shortest_names, write_adapter
+from lorasmith.attach import KEY_PREFIX, PARTS, AdapterContent, select, shortest_names, write_adapter
 from lorasmith.attach.updates import Update, matrix_of, update_of, written
 from lorasmith.doctor.place.folder import require_writable
 from lorasmith.errors import AttachError, InputError, nearest
@@ -20,12 +20,12 @@ from lorasmith.methods.lora.factors import decompose, decompose_roughly
 from lorasmith.models.checkpoint import Checkpoint
 from lorasmith.models.device import resolve
 from lorasmith.models.families import HEADS
+from lorasmith.models.tokenizer import has_tokenizer, load_tokenizer
 from lorasmith.recipes.base_model import Storage, open_base, skeleton
 from lorasmith.recipes.difference import TensorPair, require_dense, tensor_pairs, unmatched, whole_module
 from lorasmith.recipes.extraction_table import ErrorByRank, ErrorTable
 from lorasmith.recipes.inspection import inspection_lines
 from lorasmith.recipes.sections import ModelSection, Task
-from lorasmith.recipes.tokenizers import has_tokenizer, load_tokenizer
 
 _TASKS = {"causal": TaskType.CAUSAL_LM, "classification": TaskType.SEQ_CLS}
 # --keep of everything that differs and is no target
@@ -75,11 +75,12 @@ def extract_adapter(base: ModelSection, tuned: ModelSection, wanted: Extraction,
     for checkpoint in checkpoints:
         require_dense(checkpoint)
     model = skeleton(checkpoints[1], tuned, Storage(wanted.task, None), torch.device("cpu"))
+    word = wanted.targets[0] if len(wanted.targets) == 1 and wanted.targets[0] in PARTS else None
     config = LoraConfig(
         task_type=_TASKS[wanted.task],
         r=wanted.rank,
         lora_alpha=wanted.rank,
-        target_modules=wanted.targets[0] if wanted.targets == ("all-linear",) else list(wanted.targets),
+        target_modules=word or list(wanted.targets),
         # what is kept whole is no target too
         modules_to_save=_named_modules(model, wanted.keep),
         base_model_name_or_path=base.path,

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorasmith.attach import adapters_of
+from lorasmith.data.sources.source import read_text
 from lorasmith.errors import DataError, InputError
 from lorasmith.recipes.generation import GenerationSettings, continue_tokens
 from lorasmith.recipes.subject import find_subject, load_subject, with_quantization
@@ -76,9 +77,11 @@ def read_prompts(path: Path) -> list[str]:
     Raises DataError, naming file and line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as text ({error}); name a UTF-8 file") from error
+        text = read_text(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; name a file with a prompt a line") from error
+    # at line feeds alone: JSON strings may hold the Unicode line separators
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not numbered:
         raise DataError(f"{path} holds no prompts; write one a line")

@@ -1,5 +1,6 @@
 """Continuing tokens with a model as it stands, streamed."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,10 @@ from lorasmith.recipes.positions import context_of
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How text is continued: its length in tokens, and sampling (temperature 0 takes the likeliest token)."""
+    """How text is continued: its length in tokens, and sampling (temperature 0 takes the likeliest token).
+
+    Raises InputError for values out of range, and for a top_p that nothing would be sampled with.
+    """
 
     max_new_tokens: int = 256
     temperature: float = 0.0
@@ -27,8 +31,12 @@ class GenerationSettings:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise InputError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
+        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
             raise InputError(f"temperature={self.temperature}, top_p={self.top_p}: use 0 or more, and 0 < top_p <= 1")
+        if self.temperature == 0 and self.top_p < 1:
+            raise InputError(f"top_p={self.top_p} samples nothing at temperature=0; give a temperature such as 1 too")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed={self.seed} must be at least 0 and below 2^63")
 
     def arguments(self, room: int | None = None) -> dict[str, Any]:
         """The arguments of transformers' generate for an answer of room tokens at most; None: without that limit."""

@@ -19,19 +19,23 @@ from lorasmith.doctor.place.folder import require_writable
 from lorasmith.errors import AdapterError, MergeError
 from lorasmith.evaluation import Fidelity, merge_fidelity, scored_logits
 from lorasmith.evaluation.evaluating import evaluating
+from lorasmith.methods import layer_spec
 from lorasmith.models.checkpoint import Checkpoint, quantization_of
 from lorasmith.models.save import save_quantized
 from lorasmith.quantized import QuantizedLinear, Scheme
 from lorasmith.recipes.adapter_fit import fitting_config
 from lorasmith.recipes.base_model import Storage, load_base, open_base, skeleton
-from lorasmith.recipes.calibration import read_texts
+from lorasmith.recipes.calibration import batched, read_examples
 from lorasmith.recipes.inspection import inspection_lines
 from lorasmith.recipes.merge_methods import Candidate, MergeMethod, MergePlan, build_candidates, width_of
 from lorasmith.recipes.merge_record import MergeRecord, token_count
+from lorasmith.recipes.sections import ModelSection
 from lorasmith.recipes.source_weights import SourceWeights
 from lorasmith.recipes.subject import Subject, find_subject, tokenizer_of
 
 RECORD = "merge.json"
+# share of the adapter's effect on the logits that a merge must keep
+LEAST_KEPT = 0.8
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class MergeRequest:
     method is one of merge_methods', or auto: all that the base allows, and the one whose output is nearest to the
     adapter's on its base. calibration is a data file; without one the run's own data, or a default text. base_16bit
     is the model that a quantized base was made from. least_kept is the share of the adapter's effect on the logits
-    below which the merge is refused, unless force.
+    below which the merge is refused, unless force. Raises MergeError for a share outside 0 to 1.
     """
 
     adapter: str
@@ -51,10 +55,14 @@ class MergeRequest:
     base: str | None = None
     base_16bit: str | None = None
     calibration: str | None = None
-    least_kept: float = 0.8
+    least_kept: float = LEAST_KEPT
     force: bool = False
     device: str = "auto"
     trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.least_kept <= 1:
+            raise MergeError(f"--least-kept {self.least_kept:g} is a share and must lie in [0, 1], such as 0.8")
 
 
 def merge_quantized(request: MergeRequest) -> Iterator[str]:
@@ -72,15 +80,17 @@ def merge_quantized(request: MergeRequest) -> Iterator[str]:
     tokenizer = tokenizer_of(subject, checkpoint)
     name, folder = next(iter(subject.adapters.items()))
     config = fitting_config(folder, checkpoint)
+    source = _source(request, subject, checkpoint)
+    examples = read_examples(request.calibration, subject, checkpoint, tokenizer)
     require_writable(out)
     model = load_base(subject.base, subject.storage, request.device).model
     load_adapter(model, folder, name, config=config)
     require_mergeable(model, [name])
     model.eval()
-    plan = _plan(request, subject, checkpoint, model, name, scheme)
+    plan = _plan(model, name, scheme, source)
     names = plan.names(request.method)
     widest = max(width_of(model.get_submodule(path)) for path in plan.paths)
-    texts = read_texts(request.calibration, subject, checkpoint, tokenizer, widest).to(model.device)
+    texts = batched(examples, checkpoint, tokenizer, widest).to(model.device)
     yield f"calibrating on {token_count(texts.calibration):,} tokens of {texts.origin}, measuring on others"
     candidates = build_candidates(plan, names, texts.calibration, texts.measured)
     found = measured_candidates(plan, candidates, texts.measured)
@@ -111,36 +121,48 @@ def measured_candidates(plan: MergePlan, candidates: list[Candidate], batches: l
         return merge_fidelity(voice(book.disabled), voice(nullcontext), voices, batches)
 
 
-def _plan(
-    request: MergeRequest, subject: Subject, checkpoint: Checkpoint, model: PreTrainedModel, name: str, scheme: Scheme
-) -> MergePlan:
-    dense = Storage(subject.storage.task, None, subject.storage.labels)
+def _plan(model: PreTrainedModel, name: str, scheme: Scheme, source: SourceWeights | None) -> MergePlan:
     quantized = {path: layer for path, layer in _base_layers(model) if isinstance(layer, QuantizedLinear)}
-    source = _source(request, subject, checkpoint, model, dense) if quantized else None
     if quantized:
         found = next(iter(quantized.values())).scheme
         if found.format == scheme.format:
             scheme = found
         return MergePlan(model, name, list(quantized), scheme, source)
-    if request.base_16bit is not None:
-        raise MergeError(
-            f"--base-16bit {request.base_16bit}: {subject.base.path} is not quantized itself; leave it out"
-        )
-    whole = SourceWeights(checkpoint, skeleton(checkpoint, subject.base, dense, torch.device("cpu")))
-    return MergePlan(model, name, [path for path in whole.layers if path not in whole.dense], scheme, None)
+    if source is None:
+        raise MergeError("no layer of the base is stored quantized, though its config.json says so; name a dense base")
+    return MergePlan(model, name, [path for path in source.layers if path not in source.dense], scheme, None)
 
 
-def _source(
-    request: MergeRequest, subject: Subject, checkpoint: Checkpoint, model: PreTrainedModel, dense: Storage
-) -> SourceWeights | None:
-    """The 16-bit weights of a quantized base: named, or those that it was quantized from on loading."""
-    section = subject.base
-    if request.base_16bit is not None:
-        section = section.model_copy(update={"path": request.base_16bit})
-        checkpoint = open_base(section)
-    elif quantization_of(checkpoint.config) is not None:
-        return None
+def _source(request: MergeRequest, subject: Subject, checkpoint: Checkpoint) -> SourceWeights | None:
+    """The 16-bit weights of the base: its own, or those that a quantized one was made from, if they are at hand."""
+    section, dense = subject.base, Storage(subject.storage.task, None, subject.storage.labels)
+    stored = quantization_of(checkpoint.config) is not None
+    if request.base_16bit is None:
+        return None if stored else _weights(checkpoint, section, dense)
+    if not stored and subject.storage.quantization is None:
+        raise MergeError(f"--base-16bit {request.base_16bit}: {section.path} is not quantized itself; leave it out")
+    named = section.model_copy(update={"path": request.base_16bit})
+    source = _weights(open_base(named), named, dense)
+    _require_same_shapes(source, skeleton(checkpoint, section, subject.storage, torch.device("cpu")), request)
+    return source
+
+
+def _weights(checkpoint: Checkpoint, section: ModelSection, dense: Storage) -> SourceWeights:
     return SourceWeights(checkpoint, skeleton(checkpoint, section, dense, torch.device("cpu")))
+
+
+def _require_same_shapes(source: SourceWeights, base: PreTrainedModel, request: MergeRequest) -> None:
+    """Raise MergeError where a quantized layer of base is another than the source's."""
+    for path, layer in base.named_modules():
+        if isinstance(layer, QuantizedLinear):
+            wanted, found = layer_spec(layer), layer_spec(source.layers[path]) if path in source.layers else None
+            assert wanted is not None
+            sizes = "no such layer" if found is None else f"{found.out_features} x {found.in_features}"
+            if sizes != f"{wanted.out_features} x {wanted.in_features}":
+                raise MergeError(
+                    f"--base-16bit {request.base_16bit} is another model: {path} is {wanted.out_features} x "
+                    f"{wanted.in_features} in the quantized base and {sizes} there; name the one that it was made from"
+                )
 
 
 def _base_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -27,6 +27,8 @@ def resolve_method(section: dict[str, Any]) -> dict[str, Any]:
     """
     given = dict(section)
     name = given.pop("name", "lora")
+    if not isinstance(name, str):
+        raise RecipeError(f"method.name={name!r} is no name; choose one of: {', '.join(methods.names())}")
     known = _fields(name)
     for field in given:
         if field not in known:
@@ -88,4 +90,5 @@ def _fields(name: str) -> list[str]:
         config_class = methods[name].config_class
     except InputError as error:
         raise RecipeError(f"method.name: {error}") from error
-    return [field.name for field in fields(config_class) if field.name not in _FILLED_IN]
+    left_out = {*_FILLED_IN, *config_class.NEVER_READ}
+    return [field.name for field in fields(config_class) if field.name not in left_out]

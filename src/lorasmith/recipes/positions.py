@@ -5,6 +5,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from lorasmith.attach import adapters_of
+from lorasmith.errors import RecipeError
 
 
 def positions_in(config: dict[str, Any]) -> int | None:
@@ -15,9 +16,17 @@ def positions_in(config: dict[str, Any]) -> int | None:
 
 
 def room_in(config: dict[str, Any], method: dict[str, Any]) -> int | None:
-    """Positions that a config.json leaves to real tokens beside those of a method section's virtual ones."""
+    """Positions that a config.json leaves to real tokens beside those of a method section's virtual ones.
+
+    Raises RecipeError where that is none.
+    """
     stated = positions_in(config)
-    return None if stated is None else stated - method.get("num_virtual_tokens", 0)
+    virtual = method.get("num_virtual_tokens", 0)
+    if stated is not None and virtual >= stated - 1:
+        raise RecipeError(
+            f"method.num_virtual_tokens={virtual} leaves no room for text in the model's {stated} positions; use fewer"
+        )
+    return None if stated is None else stated - virtual
 
 
 def context_of(model: PreTrainedModel) -> int | None:

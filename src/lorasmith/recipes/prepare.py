@@ -10,9 +10,10 @@ from lorasmith.attach import attach
 from lorasmith.doctor import Finding, Job, Place, examine, job_checks, place_checks
 from lorasmith.doctor.finding import note
 from lorasmith.errors import PlanError
-from lorasmith.models.checkpoint import Checkpoint
+from lorasmith.models.checkpoint import Checkpoint, quantization_of
 from lorasmith.models.device import resolve
 from lorasmith.models.fused_block import fused_blocks
+from lorasmith.models.tokenizer import load_tokenizer
 from lorasmith.planning import MemoryPlan, PlanSettings, plan
 from lorasmith.recipes.base_model import DTYPES, Storage, open_base, skeleton
 from lorasmith.recipes.dataset import Dataset, build_dataset
@@ -20,7 +21,7 @@ from lorasmith.recipes.memory import free_bytes
 from lorasmith.recipes.method_section import method_config
 from lorasmith.recipes.positions import context_of, room_in
 from lorasmith.recipes.recipe import Recipe
-from lorasmith.recipes.tokenizers import extend_tokenizer_, fit_embeddings_, load_tokenizer
+from lorasmith.recipes.tokenizers import extend_tokenizer_, fit_embeddings_
 from lorasmith.training.optimizers import choice_of, frozen_inputs
 from lorasmith.training.precision import autocast_dtype
 
@@ -47,6 +48,7 @@ def prepare(recipe: Recipe) -> Prepared:
     device = resolve(recipe.device)
     found = examine(place_checks, Place(Path(recipe.output), device, DTYPES.get(recipe.training.dtype)))
     checkpoint = open_base(recipe.model)
+    recipe = with_storage(recipe, checkpoint)
     tokenizer = load_tokenizer(checkpoint.folder, trust_remote_code=recipe.model.trust_remote_code)
     extend_tokenizer_(tokenizer, recipe.tokenizer)
     recipe = with_length(recipe, room_in(checkpoint.config, recipe.method))
@@ -113,6 +115,13 @@ def with_length(recipe: Recipe, context: int | None) -> Recipe:
         return recipe
     length = min(recipe.data.max_length, context)
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_length": length})})
+
+
+def with_storage(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
+    """The recipe with a base that is stored quantized left as it is, unless the recipe states a storage."""
+    stored = quantization_of(checkpoint.config) is not None
+    asked = "quantization" in recipe.model_fields_set
+    return recipe.model_copy(update={"quantization": None}) if stored and not asked else recipe
 
 
 def with_labels(recipe: Recipe, dataset: Dataset) -> Recipe:

@@ -11,6 +11,10 @@ from lorasmith.atomic import write_text
 from lorasmith.errors import LorasmithError, RecipeError, nearest
 from lorasmith.recipes.recipe import SHORT_FORMS, Recipe
 
+_FLAGS = "the flags"
+# what gives a required field on the command line
+_FLAG_OF = {"model": "--model", "model.path": "--model", "data": "--data", "data.train": "--data"}
+
 
 def read_recipe(path: str | Path | None, overrides: Iterable[tuple[str, Any]] = ()) -> Recipe:
     """The recipe of a YAML file with overrides, ("training.max_steps", 100), on top; path None: overrides alone.
@@ -20,7 +24,7 @@ def read_recipe(path: str | Path | None, overrides: Iterable[tuple[str, Any]] = 
     fields = {} if path is None else _mapping(Path(path))
     for key, value in overrides:
         set_field(fields, key, value)
-    return build_recipe(fields, "the flags" if path is None else str(path))
+    return build_recipe(fields, _FLAGS if path is None else str(path))
 
 
 def build_recipe(fields: Mapping[str, Any], origin: str) -> Recipe:
@@ -28,7 +32,7 @@ def build_recipe(fields: Mapping[str, Any], origin: str) -> Recipe:
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:
-        raise RecipeError(f"{origin}: " + "; ".join(_explain(item) for item in error.errors())) from error
+        raise RecipeError(f"{origin}: " + "; ".join(_explain(item, origin) for item in error.errors())) from error
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -65,9 +69,26 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
     write_text(path, recipe_yaml(recipe))
 
 
+class _KeyTwice(yaml.MarkedYAMLError):
+    """A key that stands twice in one section."""
+
+
+class _KeysOnce(yaml.SafeLoader):
+    """YAML in which no key may stand twice in a section, where the later one would win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in names:
+                raise _KeyTwice(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                names.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _mapping(path: Path) -> dict[str, Any]:
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = yaml.load(path.read_text(encoding="utf-8"), _KeysOnce)
     except OSError as error:
         raise RecipeError(f"{path} cannot be read: {error.strerror}; name a recipe file (YAML)") from error
     except UnicodeDecodeError as error:
@@ -76,13 +97,15 @@ def _mapping(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "not valid"
-        raise RecipeError(f"{path}{where}: no YAML: {problem}; mend the line") from error
+        kind = "" if isinstance(error, _KeyTwice) else "no YAML: "
+        raise RecipeError(f"{path}{where}: {kind}{problem}; mend the line") from error
     if not isinstance(value, dict):
-        raise RecipeError(f"{path} holds {type(value).__name__}, not fields; write `model: PATH` and `data: FILE`")
+        held = "nothing" if value is None else f"a {type(value).__name__}"
+        raise RecipeError(f"{path} holds {held}, not fields; write `model: PATH` and `data: FILE`")
     return value
 
 
-def _explain(item: Any) -> str:
+def _explain(item: Any, origin: str) -> str:
     """One pydantic error as a phrase: the dotted key, what is wrong, and the fix."""
     raised = item.get("ctx", {}).get("error")
     where = ".".join(str(name) for name in item["loc"])
@@ -90,9 +113,12 @@ def _explain(item: Any) -> str:
         return str(raised)
     if item["type"] == "extra_forbidden":
         section = _section_at(item["loc"][:-1])
-        return f"{where} is unknown.{nearest(str(item['loc'][-1]), section.model_fields)}"
+        known = f" Known: {', '.join(section.model_fields)}."
+        return f"{where} is unknown.{nearest(str(item['loc'][-1]), section.model_fields) or known}"
     if item["type"] == "missing":
-        return f"{where} is missing; it is {_description(item['loc'])}"
+        flag = _FLAG_OF.get(where) if origin == _FLAGS else None
+        fix = f"; give {flag}, or a recipe file" if flag else ""
+        return f"{where} is missing ({_description(item['loc'])}){fix}"
     message = str(raised) if raised else item["msg"][:1].lower() + item["msg"][1:]
     given = "" if isinstance(item["input"], dict | list) else f"={item['input']!r}"
     return f"{where}{given}: {message}" if where else message

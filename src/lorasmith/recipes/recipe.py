@@ -33,7 +33,8 @@ class Recipe(Section):
     model: ModelSection = Field(description="the base model; a bare string is its path")
     tokenizer: TokenizerSection = Field(default=TokenizerSection(), description="changes to the model's tokenizer")
     quantization: QuantizationSection | None = Field(
-        default=QuantizationSection(), description="storage of the base's weights; none: as they are"
+        default=QuantizationSection(),
+        description="storage of the base's weights; none: as they are, the default where the base is stored quantized",
     )
     method: dict[str, Any] = Field(
         default={"name": "lora"}, validate_default=True, description="name and fields of the method"
@@ -48,7 +49,9 @@ class Recipe(Section):
     )
     output: str = Field(default="", validate_default=False, description="the run folder; empty: runs/MODEL-METHOD")
     device: Device = Field(default="auto", description="where it runs; auto: CUDA, then MPS, then the CPU")
-    seed: int = Field(default=0, ge=0, description="of the adapter's start, the order of the data and dropout")
+    seed: int = Field(
+        default=0, ge=0, lt=2**63, description="of the adapter's start, the order of the data and dropout"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -57,6 +60,9 @@ class Recipe(Section):
         if not isinstance(value, Mapping):
             return value
         spelled = dict(value)
+        # a section with everything in it commented out
+        empty = [name for name in ("method", "tokenizer", "training", "evaluation") if spelled.get(name, "") is None]
+        spelled = {name: section for name, section in spelled.items() if name not in empty}
         if spelled.get("quantization") == "none":
             spelled["quantization"] = None
         for section, field in SHORT_FORMS.items():

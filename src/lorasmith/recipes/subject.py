@@ -13,13 +13,13 @@ from lorasmith.methods.config import CONFIG_FILE, read_config_fields
 from lorasmith.models.checkpoint import Checkpoint
 from lorasmith.models.report import LoadReport
 from lorasmith.models.tensor_file import read_header
+from lorasmith.models.tokenizer import has_tokenizer, load_tokenizer
 from lorasmith.recipes.adapter_fit import fitting_config
 from lorasmith.recipes.adapter_home import adapter_home
 from lorasmith.recipes.base_model import Storage, load_base, open_base
 from lorasmith.recipes.reading import read_recipe
 from lorasmith.recipes.recipe import Recipe
 from lorasmith.recipes.sections import ModelSection, QuantizationSection
-from lorasmith.recipes.tokenizers import has_tokenizer, load_tokenizer
 from lorasmith.training.run_folder import RunFolder
 
 # what commands call the model without any adapter

@@ -1,31 +1,13 @@
-"""The tokenizer of a model or adapter folder, and what a recipe changes of it."""
+"""What a recipe changes of a tokenizer, and embeddings that fit it."""
 
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorasmith.doctor.job.vocabulary import embedding_rows
-from lorasmith.errors import ModelError, RecipeError
+from lorasmith.errors import RecipeError
 from lorasmith.recipes.sections import TokenizerSection
-
-# one of them lies in every folder that a tokenizer was saved in
-_MARKS = ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "tokenizer.model", "vocab.json")
-
-
-def has_tokenizer(folder: Path) -> bool:
-    """Whether a tokenizer was saved in folder."""
-    return any((folder / name).is_file() for name in _MARKS)
-
-
-def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer in folder; raises ModelError where there is none, or it cannot be read."""
-    if not has_tokenizer(folder):
-        raise ModelError(f"{folder} holds no tokenizer ({', '.join(_MARKS[:2])}, ...); copy the model's own there")
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    except (ValueError, KeyError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"the tokenizer in {folder} cannot be loaded: {reason}") from error
 
 
 def extend_tokenizer_(tokenizer: PreTrainedTokenizerBase, section: TokenizerSection) -> int:
@@ -37,13 +19,22 @@ def extend_tokenizer_(tokenizer: PreTrainedTokenizerBase, section: TokenizerSect
             raise RecipeError(f"tokenizer.pad_token={section.pad_token!r} is no token; list it in add_special_tokens")
         tokenizer.pad_token = section.pad_token
     if section.chat_template is not None:
-        try:
-            tokenizer.chat_template = Path(section.chat_template).read_text(encoding="utf-8")
-        except OSError as error:
-            raise RecipeError(
-                f"tokenizer.chat_template={section.chat_template} cannot be read: {error.strerror}"
-            ) from error
+        _put_template_(tokenizer, section.chat_template)
     return int(added)
+
+
+def _put_template_(tokenizer: PreTrainedTokenizerBase, file: str) -> None:
+    try:
+        tokenizer.chat_template = Path(file).read_text(encoding="utf-8")
+        tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
+    except TemplateSyntaxError as error:
+        raise RecipeError(f"tokenizer.chat_template={file}, line {error.lineno}: {error.message}; mend it") from error
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise RecipeError(f"tokenizer.chat_template={file} cannot be read: {why}; name a Jinja template") from error
+    except (TemplateError, TypeError, ValueError):
+        # it refuses this dialogue, and may take those of the data
+        return
 
 
 def fit_embeddings_(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:

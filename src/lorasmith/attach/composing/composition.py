@@ -63,6 +63,8 @@ class Composition:
             raise AttachError(f"svd_rank={self.svd_rank} must be at least 1")
         if self.svd_clamp is not None and not 0 < self.svd_clamp <= 1:
             raise AttachError(f"svd_clamp={self.svd_clamp} is a quantile and must lie in (0, 1]")
+        if not 0 <= self.seed < 2**63:
+            raise AttachError(f"seed={self.seed} must be at least 0 and below 2^63")
         self.arithmetic  # noqa: B018 (its own checks, before anything is read)
 
     @property

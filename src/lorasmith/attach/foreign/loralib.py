@@ -6,6 +6,7 @@ is B with its blocks on a diagonal, of rank n r. The scaling, alpha / r, is not 
 layers.py of github.com/microsoft/LoRA.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from lorasmith.attach.adapters import KEY_PREFIX
 from lorasmith.attach.content import AdapterContent
 from lorasmith.attach.updates import rank_pattern
-from lorasmith.errors import AdapterError
+from lorasmith.errors import AdapterError, nearest
 from lorasmith.methods import TaskType, named
 from lorasmith.methods.lora import LoraConfig
 from lorasmith.models.families import HEADS
@@ -28,12 +29,17 @@ class Loralib:
     """What a state dict does not say: alpha, the base, the task, and which projections a merged layer adapts.
 
     merged maps the name of a module to a flag a projection, as loralib's enable_lora: {"c_attn": (True, False, True)}.
+    Raises AdapterError for an alpha that is not above 0.
     """
 
     alpha: float
     base: str | None = None
     task: TaskType | None = None
     merged: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < math.inf:
+            raise AdapterError(f"alpha={self.alpha:g} must be above 0; it is lora_alpha of the training")
 
 
 def from_loralib(tensors: Mapping[str, Tensor], facts: Loralib) -> AdapterContent:
@@ -43,6 +49,7 @@ def from_loralib(tensors: Mapping[str, Tensor], facts: Loralib) -> AdapterConten
     factors of shapes that do not fit together.
     """
     found, whole = _sorted_out(tensors)
+    _require_modules(facts.merged, found)
     state: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
@@ -92,6 +99,17 @@ def _sorted_out(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tens
             f"{biased[0]} is a trained tensor of an adapted module, for which PEFT's files have no place"
         )
     return found, whole
+
+
+def _require_modules(merged: Mapping[str, tuple[bool, ...]], found: Mapping[str, object]) -> None:
+    """Raise AdapterError for the name of a merged layer that no adapted module has."""
+    for name in merged:
+        if not any(named(path, name) for path in found):
+            known = {path.rpartition(".")[2]: None for path in found}
+            raise AdapterError(
+                f"no adapted module is named {name}, which is said to be merged; the file has {', '.join(known)}."
+                f"{nearest(name, known)}"
+            )
 
 
 def _on_diagonal(path: str, a: Tensor, b: Tensor, flags: tuple[bool, ...]) -> Tensor:

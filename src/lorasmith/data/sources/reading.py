@@ -56,8 +56,9 @@ def _read_folder(path: Path, split: str | None) -> list[Record]:
         wanted = files
     if not wanted:
         names = ", ".join(file.name for file in files) or "none"
+        known = ", ".join(sources.names())
         asked = f" of split {split!r}" if split else ""
-        raise DataError(f"{path} has no data file{asked}; data files found: {names}; name one of {sources.names()}")
+        raise DataError(f"{path} has no data file{asked}; data files found: {names}; name a file of type {known}")
     return [record for file in wanted for record in _read_file(file)]
 
 

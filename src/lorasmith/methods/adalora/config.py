@@ -45,6 +45,7 @@ class AdaLoraConfig(LayeredConfig):
     """
 
     METHOD: ClassVar[str] = "ADALORA"
+    NEVER_READ: ClassVar[tuple[str, ...]] = ("r",)
 
     r: int = 8
     lora_alpha: float = 8

@@ -42,7 +42,9 @@ class LoftQConfig:
         self.format = self.format or _BITS_FORMAT[self.loftq_bits]
         bits = formats[self.format].bits
         if bits != self.loftq_bits:
-            raise AttachError(f"loftq_bits={self.loftq_bits}, but format={self.format!r} has {bits}; give one of them")
+            raise AttachError(
+                f"loftq_bits={self.loftq_bits}, but {self.format} has {bits} bits; give loftq_bits={bits} with it"
+            )
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "LoftQConfig":
