@@ -35,6 +35,9 @@ class LiveTensors(TorchDispatchMode):
         return result
 
     def _count(self, tensor: torch.Tensor) -> None:
+        if tensor.layout != torch.strided:
+            # indices and values are tensors of their own, counted where they were made
+            return
         storage = tensor.untyped_storage()
         if storage in self._seen:
             return
