@@ -81,8 +81,9 @@ def new_folder(path: str | Path) -> Path:
     if Path.cwd().is_relative_to(path):
         raise InputError(f"{path} is the folder that this runs in, or above it; name a new folder to write")
     with _explained(path):
-        if path.exists() and not path.is_dir():
-            raise InputError(f"{path} is a file; name a new folder to write")
+        for part in (path, *path.parents):
+            if part.exists() and not part.is_dir():
+                raise InputError(f"{part} is a file; name a new folder to write")
         if path.is_dir() and any(path.iterdir()):
             raise InputError(f"{path} holds files already, which are not overwritten; name a new folder to write")
     return path

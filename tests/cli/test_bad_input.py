@@ -448,3 +448,38 @@ def test_a_config_of_impossible_values(lorasmith, train, model, reads, tmp_path,
     refused(answer, 2, str(config))
     # where transformers alone finds out, the class of the model is made before a weight is read
     assert not reads
+
+
+@pytest.mark.parametrize("command", ["generate", "evaluate", "quantize"])
+def test_generation_settings_that_are_damaged(lorasmith, model, reads, data_file, tmp_path, command):
+    (model / "generation_config.json").write_text("{")
+    more = {"generate": ["the cat"], "evaluate": ["--data", data_file], "quantize": ["--out", tmp_path / "out"]}[
+        command
+    ]
+    refused(lorasmith(command, model, *more), 2, "generation_config.json cannot be read as JSON")
+    assert not reads
+
+
+def test_an_adapters_generation_settings_that_are_damaged(lorasmith, adapter, reads):
+    (adapter / "generation_config.json").write_text("{")
+    refused(lorasmith("generate", adapter, "the cat"), 2, str(adapter / "generation_config.json"))
+    assert not reads
+
+
+@pytest.mark.parametrize("command", ["train", "quantize"])
+def test_a_folder_inside_a_file(lorasmith, train, model, reads, data_file, tmp_path, command):
+    inside = data_file / "folder"
+    if command == "train":
+        answer = train(model, "--output", inside)
+    else:
+        answer = lorasmith(command, model, "--out", inside)
+    refused(answer, 2, f"{data_file} is a file")
+    assert not reads
+
+
+@pytest.mark.parametrize(("field", "value"), [("vocab_size", 100), ("hidden_size", 64)])
+def test_a_config_of_another_model_is_told_by_the_dry_run(train, model, reads, field, value):
+    config = model / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {field: value}))
+    refused(train(model, "--dry-run"), 2, str(model), "config.json asks for")
+    assert not reads

@@ -38,3 +38,8 @@ def test_a_label_that_training_did_not_have_is_refused():
         label_id("posi", ("neg", "pos"), "p")
     with pytest.raises(DataError, match="the label 2 is none of the 2"):
         label_id(2, ("neg", "pos"), "p")
+
+
+def test_numbers_that_cannot_be_classes_are_refused():
+    with pytest.raises(DataError, match=r"line 2: the label 100000000 would make 100,000,001 classes for 2 records"):
+        names(0, 100_000_000)

@@ -5,16 +5,27 @@ from typing import Any
 
 from lorasmith.errors import DataError, nearest
 
+# classes by number beyond which there must be as many records
+_MOST_CLASSES = 10_000
+
 
 def label_names(labels: Sequence[tuple[Any, str]]) -> tuple[str, ...]:
     """The names of the classes, in the order of their ids, from (label, place) pairs.
 
     Numbers (also as text, and true and false) are ids already: the names are "0" to the greatest. Other text is sorted.
-    Raises DataError for a label that is neither, and for a mixture.
+    Raises DataError for a label that is neither, for a mixture, and for a number that can be no class's.
     """
     numbers = [_number(label, place) for label, place in labels]
-    if all(number is not None for number in numbers):
-        return tuple(str(number) for number in range(max(number for number in numbers if number is not None) + 1))
+    known = [number for number in numbers if number is not None]
+    if len(known) == len(numbers):
+        greatest = max(known)
+        if greatest >= max(len(labels), _MOST_CLASSES):
+            _, place = labels[known.index(greatest)]
+            raise DataError(
+                f"{place}: the label {greatest} would make {greatest + 1:,} classes for {len(labels):,} records; "
+                "number the classes from 0, or write their names"
+            )
+        return tuple(str(number) for number in range(greatest + 1))
     for number, (label, place) in zip(numbers, labels, strict=True):
         if number is not None and not isinstance(label, str):
             raise DataError(f"{place}: the label {label!r} is a number where others are names; use one kind")

@@ -27,6 +27,7 @@ from transformers.models.auto.auto_factory import _get_model_class
 from lorasmith.errors import LorasmithError, ModelError, reason
 from lorasmith.models.checkpoint import Checkpoint, open_checkpoint, quantization_of
 from lorasmith.models.device import resolve
+from lorasmith.models.generation_config import read_generation_config
 from lorasmith.models.hub import Source, fetch
 from lorasmith.models.placement import tied_keys
 from lorasmith.models.quantization_config import QuantizationConfig, torch_dtype
@@ -103,17 +104,18 @@ def load(
     quantization = wanted_config(checkpoint, wish.scheme, wish.skip, wish.compute_dtype)
     config = _config(checkpoint, wish, trust_remote_code)
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code) if has_tokenizer(folder) else None
+    generation = read_generation_config(folder)
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             model, info = _build(checkpoint, config, quantization, wish)
-        except LorasmithError:
+        except (LorasmithError, torch.OutOfMemoryError):
             raise
         # what a config of impossible values breaks in transformers
-        except (AssertionError, TypeError, ValueError, ArithmeticError) as error:
+        except (AssertionError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
             raise ModelError(f"{folder / 'config.json'}: no model can be made of it: {reason(error)}") from error
     report = _checked(model, info, wish, folder)
-    _finish(model, tokenizer, folder)
+    _finish(model, tokenizer, generation, folder)
     return LoadedModel(_moved(model, wish.device), tokenizer, report)
 
 
@@ -193,7 +195,10 @@ def _checked(model: PreTrainedModel, info: dict[str, Any], wish: _Wish, folder: 
             stored, expected = (list(shape) for shape in mismatched[name])
             raise ModelError(f"{folder}: {name} has the shape {stored}, config.json asks for {expected}; one is wrong")
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-        raise ModelError(f"{folder} lacks {name}{more}; the checkpoint is incomplete or config.json is another model's")
+        raise ModelError(
+            f"{folder} lacks {name}{more}; the checkpoint is incomplete, its config.json is another model's, or it was "
+            f"made for another task than {wish.task}"
+        )
     return report_on(
         model, initialised=tuple(sorted({*missing, *mismatched})), ignored=tuple(sorted(info["unexpected_keys"]))
     )
@@ -213,10 +218,15 @@ def _moved(model: nn.Module, device: torch.device) -> PreTrainedModel:
     return moved
 
 
-def _finish(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
+def _finish(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    generation: GenerationConfig | None,
+    folder: Path,
+) -> None:
     model.config.name_or_path = model.name_or_path = str(folder)
-    if model.can_generate() and (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    if generation is not None and model.can_generate():
+        model.generation_config = generation
     if model.config.get_text_config().pad_token_id is None and tokenizer is not None:
         # classification on a decoder looks for the last token that is no padding
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

@@ -70,11 +70,24 @@ def skeleton(checkpoint: Checkpoint, section: ModelSection, storage: Storage, de
         raise ModelError(
             f"{checkpoint.folder / 'config.json'}: no model for {storage.task}: {reason(error)}"
         ) from error
+    if storage.task == "causal":
+        _require_shapes(model, checkpoint)
     wanted = wanted_config(checkpoint, storage.scheme, storage.skip, None)
     if wanted is not None:
         dense = dense_reasons(model, wanted.skip_modules or ())
         replace_linears_(model, list(dense), wanted.scheme, model.dtype)
     return model
+
+
+def _require_shapes(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
+    """Raise ModelError for a dense tensor whose shape is not the model's; what is stored under other names is left."""
+    for name, parameter in model.named_parameters():
+        stored = checkpoint.tensors.get(name)
+        if stored is not None and stored.is_floating_point() and stored.shape != tuple(parameter.shape):
+            raise ModelError(
+                f"{checkpoint.folder}: {name} has the shape {list(stored.shape)}, config.json asks for "
+                f"{list(parameter.shape)}; one is wrong"
+            )
 
 
 def model_dtype(section: ModelSection, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:

@@ -8,9 +8,10 @@ from lorasmith.atomic import atomic_folder, new_folder
 from lorasmith.attach import Composition, Part, compose, distance_from_sum, read_adapter, write_adapter
 from lorasmith.doctor.place.folder import require_writable
 from lorasmith.errors import InputError
+from lorasmith.models.generation_config import GENERATION, read_generation_config
 from lorasmith.models.tokenizer import has_tokenizer, load_tokenizer
 from lorasmith.recipes.inspection import inspection_lines
-from lorasmith.recipes.subject import GENERATION, find_adapter
+from lorasmith.recipes.subject import find_adapter
 
 
 def combine_adapters(
@@ -42,5 +43,5 @@ def combine_adapters(
 def _copy_company(source: Path, target: Path) -> None:
     if has_tokenizer(source):
         load_tokenizer(source).save_pretrained(target)
-    if (source / GENERATION).is_file():
+    if read_generation_config(source) is not None:
         shutil.copyfile(source / GENERATION, target / GENERATION)

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorasmith.attach import WEIGHTS_FILE, is_taken_by_torch, load_adapter, read_class_names
 from lorasmith.errors import AdapterError, ModelError
 from lorasmith.methods.config import CONFIG_FILE, read_config_fields
 from lorasmith.models.checkpoint import Checkpoint
+from lorasmith.models.generation_config import read_generation_config
 from lorasmith.models.report import LoadReport
 from lorasmith.models.tensor_file import read_header
 from lorasmith.models.tokenizer import has_tokenizer, load_tokenizer
@@ -24,8 +25,6 @@ from lorasmith.training.run_folder import RunFolder
 
 # what commands call the model without any adapter
 BASE = "base"
-# saved with an adapter whose answers end with tokens of their own
-GENERATION = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -75,12 +74,14 @@ def load_subject(subject: Subject, device: str) -> LoadedSubject:
     checkpoint = open_base(subject.base)
     configs = {name: fitting_config(folder, checkpoint) for name, folder in subject.adapters.items()}
     tokenizer = tokenizer_of(subject, checkpoint)
+    # saved with an adapter whose answers end with tokens of their own
+    found = map(read_generation_config, subject.adapters.values())
+    generation = next((config for config in found if config is not None), None)
     loaded = load_base(subject.base, subject.storage, device)
     for name, folder in subject.adapters.items():
         load_adapter(loaded.model, folder, name, config=configs[name])
-    home = next((folder for folder in subject.adapters.values() if (folder / GENERATION).is_file()), None)
-    if home is not None:
-        loaded.model.generation_config = GenerationConfig.from_pretrained(home, local_files_only=True)
+    if generation is not None:
+        loaded.model.generation_config = generation
     loaded.model.eval()
     return LoadedSubject(loaded.model, tokenizer, loaded.report)
 

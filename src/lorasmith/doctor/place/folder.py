@@ -14,8 +14,10 @@ PROBE_BYTES = 8192
 @place_checks.register("folder")
 def folder(place: Place) -> Iterator[Finding]:
     """The output is a folder, or can become one, and a file can be written where it will stand."""
-    if place.output.exists() and not place.output.is_dir():
-        yield error(f"output={place.output} is a file; name a folder")
+    parts = (place.output, *place.output.parents)
+    file = next((part for part in parts if part.exists() and not part.is_dir()), None)
+    if file is not None:
+        yield error(f"output={place.output}: {file} is a file; name a folder")
     else:
         require_writable(place.output)
 

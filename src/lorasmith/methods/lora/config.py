@@ -71,6 +71,8 @@ class LoraConfig(LayeredConfig):
         super().__post_init__()
         if min([self.r, *self.rank_pattern.values()]) < 1:
             raise AttachError(f"r={self.r}, rank_pattern={self.rank_pattern}: a rank must be at least 1")
+        if not all(map(math.isfinite, [self.lora_alpha, *self.alpha_pattern.values()])):
+            raise AttachError(f"lora_alpha={self.lora_alpha}, alpha_pattern={self.alpha_pattern}: give finite numbers")
         if not 0 <= self.lora_dropout < 1:
             raise AttachError(f"lora_dropout={self.lora_dropout} must lie in [0, 1)")
         if self.bias not in ("none", "all", "lora_only"):
