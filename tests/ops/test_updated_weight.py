@@ -21,6 +21,12 @@ PRODUCTS = {
     "transformers' own grouped rows": lambda x, w: torch.ops.transformers.grouped_mm_fallback(x(7, N), w.mT, OFFSETS),
     "no product at all": lambda x, w: (w * 2).sum(0) + w.pow(2)[0] + torch.stack([w, w])[1, 2],
     "an index into the matrices": lambda x, w: w[:, 1:3] * 2,
+    "axes by name": lambda x, w: (
+        x(5, N) @ w.transpose(dim0=-2, dim1=-1)[1] + x(5, N) @ torch.transpose(w[0], 0, dim1=1)
+    ),
+    "no rule for operands by name": lambda x, w: (
+        torch.matmul(input=x(5, M), other=w[1]) + functional.linear(x(5, M), weight=w[0].T)
+    ),
     "a type and back": lambda x, w: functional.linear(x(5, N).double(), w.to(torch.float64)[1]).float(),
 }
 

@@ -61,9 +61,11 @@ class UpdatedWeight(Tensor):
             if func in _PROPERTIES:
                 return func(args[0].base, *args[1:], **kwargs)
         rule = _RULES.get(func) or (_behind if _is_grouped_product(func) else None)
-        answer = NotImplemented if rule is None else rule(func, *args, **kwargs)
-        if answer is not NotImplemented:
-            return answer
+        # a rule looks for the others at their places
+        if rule is not None and kwargs.keys() <= _NAMED:
+            answer = rule(func, *args, **kwargs)
+            if answer is not NotImplemented:
+                return answer
         return func(*tree_map(dense, args), **tree_map(dense, kwargs))
 
 
@@ -112,9 +114,9 @@ def _item(func: Callable[..., Any], weight: UpdatedWeight, index: Any) -> Any:
     )
 
 
-def _transposed(func: Callable[..., Any], weight: UpdatedWeight, *axes: int) -> Any:
+def _transposed(func: Callable[..., Any], weight: UpdatedWeight, *axes: int, **by_name: int) -> Any:
     """The matrices transposed: W^T + s R^T L^T."""
-    count = weight.base.dim()
+    count, axes = weight.base.dim(), (*axes, *by_name.values())
     named = {axis % count for axis in axes} if axes else {count - 2, count - 1}
     # the bare T of a stack reverses all axes
     if named != {count - 2, count - 1} or (func is Tensor.T.__get__ and count != 2):  # type: ignore[attr-defined]
@@ -158,6 +160,9 @@ _PROPERTIES: frozenset[Any] = frozenset(
     + [Tensor.size, Tensor.dim, Tensor.numel, Tensor.stride, Tensor.data_ptr, Tensor.is_contiguous]
     + [Tensor.element_size, Tensor.is_floating_point, Tensor.is_complex, Tensor.__len__, Tensor.nelement]
     + [torch.is_floating_point, torch.numel, torch.is_complex]
+)
+_NAMED = frozenset(
+    ("weight", "bias", "offs", "out_dtype", "dim0", "dim1", "dtype", "device", "copy", "non_blocking", "memory_format")
 )
 _RULES: dict[Any, Callable[..., Any]] = {
     functional.linear: _linear,
