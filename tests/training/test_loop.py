@@ -1,6 +1,7 @@
 """The loop's promises, one by one."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -61,6 +62,16 @@ def test_the_loss_falls_and_every_step_has_its_line(model, loader, tmp_path):
     }
     assert [line["lr"] for line in logged] == [1e-2 * factor(step, "linear", 2, 20) for step in range(20)]
     assert 0 < logged[0]["memory_bytes"] <= logged[0]["memory_peak_bytes"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_modules_are_in_the_modes_that_they_had(fails, model, loader, tmp_path):
+    model.eval()
+    model.lm_head.train()
+    told = settings(best_metric="eval_other") if fails else settings()
+    with pytest.raises(RecipeError) if fails else nullcontext():
+        run(model, loader, told, RunFolder(tmp_path), evaluate=Scripted(model, [1.0]))
+    assert [name for name, module in model.named_modules() if module.training] == ["lm_head"]
 
 
 def test_a_line_of_several_steps_is_their_mean_over_targets(model, loader, tmp_path):

@@ -253,3 +253,9 @@ def test_jobs_that_cannot_begin_leave_the_active_adapters_as_they_were(model, jo
     with pytest.raises(RecipeError, match="must be one of"):
         train_together(model, jobs("refused", optimizer="adamv"))
     assert book.active == ["scales"]
+
+
+def test_modules_are_in_the_modes_that_they_had(model, jobs):
+    adapted(model, ("small", "lengths")).eval()
+    train_together(model, jobs("modes"))
+    assert not any(module.training for module in model.modules())

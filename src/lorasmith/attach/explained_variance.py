@@ -4,8 +4,8 @@ N positions, I in_features, K directions, R rank. Source: arXiv 2410.07170, sect
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from lorasmith.errors import AttachError
 from lorasmith.methods import SiteMethod, method_of
 from lorasmith.methods.inits import EvaConfig, IncrementalSvd, shared_ranks
 from lorasmith.methods.lora import LoraConfig, LoraSite
+from lorasmith.models.modes import kept_modes
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,8 @@ class InputWatch:
         """Run batches through the base until the directions stay where they are; False where they end before."""
         with ExitStack() as stack:
             stack.enter_context(self.book.disabled())
-            stack.enter_context(_evaluating(self.book.model))
+            stack.enter_context(kept_modes(self.book.model))
+            self.book.model.eval()
             modules = dict(self.book.adapted())
             for path in self.ranks:
                 hook = modules[path].register_forward_pre_hook(lambda _, given, path=path: self._see(path, given[0]))
@@ -202,14 +204,3 @@ def linear_sites(book: Adapters, name: str) -> dict[str, LoraSite]:
     """The adapter's sites beside linear layers, by path."""
     sites = ((path, site) for path, site in book.sites(name) if site.layer.kind == "linear")
     return {path: site for path, site in sites if isinstance(site, LoraSite)}
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from lorasmith.models.modes import kept_modes
+
 
 @contextmanager
 def trial(model: nn.Module, device: torch.device) -> Iterator[None]:
@@ -13,16 +15,12 @@ def trial(model: nn.Module, device: torch.device) -> Iterator[None]:
 
     Where some weights are bf16, autocast lets them meet others (f32 adapters, norms) as it does in training.
     """
-    training = [module for module in model.modules() if module.training]
     low = any(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
-    model.eval()
-    try:
-        with (
-            torch.no_grad(),
-            torch.random.fork_rng([device] if device.type == "cuda" else []),
-            torch.autocast(device.type, torch.bfloat16, enabled=low),
-        ):
-            yield
-    finally:
-        for module in training:
-            module.training = True
+    with (
+        kept_modes(model),
+        torch.no_grad(),
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        torch.autocast(device.type, torch.bfloat16, enabled=low),
+    ):
+        model.eval()
+        yield

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorasmith.data import IGNORED, Example
+from lorasmith.models.modes import kept_modes
 from lorasmith.recipes.generate import encode_turns
 from lorasmith.recipes.generation import GenerationSettings, continue_tokens
 from lorasmith.recipes.sections import EvaluationSection
@@ -51,15 +52,12 @@ def generate_samples(
     """What model, as it stands, says to each prompt; the likeliest token each time."""
     settings = GenerationSettings(max_new_tokens=section.max_new_tokens)
     room = None if context is None else max(1, context - section.max_new_tokens)
-    training = model.training
-    model.eval()
-    try:
+    with kept_modes(model):
+        model.eval()
         return [
             continue_tokens(model, tokenizer, prompt.input_ids[:, -room:] if room else prompt.input_ids, settings)
             for prompt in prompts
         ]
-    finally:
-        model.train(training)
 
 
 def _prompt_of(example: Example, tokenizer: PreTrainedTokenizerBase, longest: int) -> Prompt:

@@ -14,6 +14,7 @@ from lorasmith.attach import adapters_of
 from lorasmith.data.batch import Batch
 from lorasmith.errors import RecipeError, RunError
 from lorasmith.models.activation_checkpointing import recomputed
+from lorasmith.models.modes import kept_modes
 from lorasmith.ops.allocation import keep_freed_blocks, return_freed_blocks
 from lorasmith.training import checkpoint, random_state
 from lorasmith.training.loggers.jsonl import JsonLines
@@ -73,6 +74,7 @@ def run(
 ) -> TrainingResult:
     """Train what requires a gradient in model, in place, and leave it with the best evaluated weights (else the last).
 
+    Its modules are in training mode meanwhile, and afterwards in the modes that they had.
     loss is by default that of a causal language model. evaluate is called in evaluation mode, and its numbers are
     logged with the prefix eval_. metrics.jsonl is always written. With resume the newest whole checkpoint is
     continued: on the same machine with the same thread count every later number is bit-equal to an uninterrupted run.
@@ -97,7 +99,8 @@ def run(
     if resume:
         loop.resume()
     frozen = frozen_inputs(model, choice_of(settings).freezes_inputs)
-    with frozen, recomputed(base_model(model)) if settings.gradient_checkpointing else nullcontext():
+    checkpointed = recomputed(base_model(model)) if settings.gradient_checkpointing else nullcontext()
+    with kept_modes(model), frozen, checkpointed:
         return loop.run()
 
 

@@ -17,6 +17,7 @@ from lorasmith.attach import adapters_of
 from lorasmith.data.batch import Batch
 from lorasmith.errors import RecipeError, RunError
 from lorasmith.models.activation_checkpointing import recomputed
+from lorasmith.models.modes import kept_modes
 from lorasmith.ops.allocation import keep_freed_blocks, return_freed_blocks
 from lorasmith.training import checkpoint, random_state
 from lorasmith.training.loggers.jsonl import JsonLines
@@ -56,7 +57,7 @@ def train_together(
 
     Each job ends by its own settings; the others go on. The jobs' batches must be all padded or all packed. With resume
     each continues from the newest whole checkpoint of its own. The random generators are seeded by the first job.
-    Afterwards the adapters that were active before are active.
+    Afterwards the adapters that were active before are active, and modules are in the modes that they had.
     Raises RecipeError for jobs that do not fit together or a used folder, AttachError for adapters that have no rows of
     their own, RunError, naming the adapter, where a step cannot be taken.
     """
@@ -81,7 +82,7 @@ def train_together(
         if resume:
             for _, loop in together.runs:
                 loop.resume()
-        with recomputed(model) if settings.gradient_checkpointing else nullcontext():
+        with kept_modes(model), recomputed(model) if settings.gradient_checkpointing else nullcontext():
             return together.run()
     finally:
         book.activate(before or adapters)
