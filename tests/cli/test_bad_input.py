@@ -483,3 +483,17 @@ def test_a_config_of_another_model_is_told_by_the_dry_run(train, model, reads, f
     config.write_text(json.dumps(json.loads(config.read_text()) | {field: value}))
     refused(train(model, "--dry-run"), 2, str(model), "config.json asks for")
     assert not reads
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        (["method.name=ia3", "training.optimizer=lorafa"], "training.optimizer: lorafa is for LoRA's factors"),
+        (["method.name=ia3", "training.loraplus_lr_ratio=16"], "training.loraplus_lr_ratio is for LoRA's factors"),
+        (["method.name=adalora", "method.tinit=100"], "tinit=100 and tfinal=0 leave no step of 2"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_training_that_the_method_has_no_use_for(train, model, reads, option, named, more):
+    refused(train(model, *(text for one in option for text in ("--set", one)), *more), 2, named)
+    assert not reads

@@ -176,3 +176,13 @@ def test_fields_of_a_newer_version_are_named_as_in_peft(tmp_path, caplog):
     assert "use_wings" in what_peft_says_on_loading(tmp_path)
     lorasmith.PeftModel.from_pretrained(llama(), tmp_path)
     assert "use_wings" in caplog.text
+
+
+def test_what_is_no_config_of_ours_is_refused_by_its_name():
+    for config, named in (
+        (None, "builtins.NoneType"),
+        ({"r": 8}, "builtins.dict"),
+        (peft.LoraConfig(), "peft.*LoraConfig"),
+    ):
+        with pytest.raises(AttachError, match=f"peft_config is a {named}; give a config of lorasmith's"):
+            lorasmith.get_peft_model(llama(), config)

@@ -193,3 +193,13 @@ def test_bf16_on_a_processor_without_instructions_for_it_is_warned_of(place, mon
 def test_a_single_held_out_example_is_told(job):
     assert "only 1 example is held out" in messages(replace(job, held_out=1), "warning")[0]
     assert not messages(replace(job, held_out=2), "warning")
+
+
+def test_a_warm_up_beyond_the_end_is_warned_of(job):
+    told = messages(replace(job, steps=3, warmup=50), "warning")
+    assert told == [
+        "training.warmup=50 is longer than the run of 3 steps, so the learning rate never reaches its peak; lower it, "
+        "or train longer"
+    ]
+    assert messages(replace(job, steps=3, warmup=0.5), "warning") == []
+    assert messages(replace(job, steps=None, warmup=50), "warning") == []

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from lorasmith.attach import adapters_of, attach, read_class_names
-from lorasmith.errors import ModelError, RecipeError
+from lorasmith.errors import InputError, ModelError, RecipeError
 from lorasmith.methods.lora import LoraConfig
 from lorasmith.models.load import load
 from lorasmith.models.packed_attention import PACKED
@@ -113,3 +113,19 @@ def test_a_method_for_an_adapted_model_is_refused(llama, stories, tmp_path):
     attach(loaded.model, LoraConfig(r=2, target_modules=["q_proj"]))
     with pytest.raises(RecipeError, match="leave method out"):
         train(loaded.model, loaded.tokenizer, stories, output=tmp_path / "run", method="lora", **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        (None, "train is a NoneType: give a file"),
+        ({"text": ["a"]}, "train is a dict"),
+        (["a b", "c d"], "holds a str, not named"),
+    ],
+)
+def test_data_that_are_no_records_are_refused(llama, data, named, tmp_path):
+    loaded = load(llama, scheme="nf4")
+    with pytest.raises(InputError, match=named):
+        train(loaded.model, loaded.tokenizer, data, output=tmp_path / "run", max_steps=1)
+    with pytest.raises(InputError, match="tokenizer=None"):
+        train(loaded.model, None, data, output=tmp_path / "run", max_steps=1)

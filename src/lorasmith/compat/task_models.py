@@ -3,6 +3,7 @@
 from torch import nn
 
 from lorasmith.compat.peft_model import PeftModel
+from lorasmith.errors import AttachError
 from lorasmith.methods import AdapterConfig
 
 
@@ -49,7 +50,11 @@ def get_peft_model(
     """model, adapted in place and wrapped; everything but the adapter is frozen.
 
     mixed gives a PeftMixedModel. low_cpu_mem_usage changes nothing: an adapter's tensors are made once, in place.
+    Raises AttachError for what is no config of ours.
     """
+    if not isinstance(peft_config, AdapterConfig):
+        kind = f"{type(peft_config).__module__}.{type(peft_config).__name__}"
+        raise AttachError(f"peft_config is a {kind}; give a config of lorasmith's, such as LoraConfig(r=8)")
     if revision is not None:
         peft_config.revision = revision
     wrapper = PeftMixedModel if mixed else PeftModel.for_task(peft_config)

@@ -12,6 +12,9 @@ class TrainingPart:
     of the gradients, and keeps the state in its checkpoints, from which a resumed run goes on bit for bit.
     """
 
+    def check(self, total: int) -> None:
+        """Raise AttachError where a run of total steps leaves no room for what this does."""
+
     def penalty(self) -> Tensor | None:
         """A scalar that is added to the mean loss, with gradients; None for nothing."""
         return None

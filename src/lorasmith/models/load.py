@@ -75,7 +75,7 @@ def load(
     path_or_name: str | Path,
     *,
     task: Task = "causal",
-    scheme: Scheme | None = None,
+    scheme: Scheme | str | None = None,
     dtype: Literal["auto"] | str | torch.dtype = "auto",
     device: str = "auto",
     revision: str | None = None,
@@ -87,7 +87,7 @@ def load(
     compute_dtype: torch.dtype | str | None = None,
     seed: int = 0,
 ) -> LoadedModel:
-    """Load a Hugging Face folder or hub name, its linear layers stored in scheme (None: as they are).
+    """Load a Hugging Face folder or hub name, its linear layers stored in scheme, or a format's name (None: as is).
 
     A checkpoint that is quantized already (ours, or bitsandbytes') is taken over byte for byte. dtype is the type of
     what stays dense, "auto" the checkpoint's. skip names linear layers to leave dense. num_labels sizes a
@@ -96,6 +96,7 @@ def load(
     Raises ModelError, or FormatError for a weight that the format cannot hold, in one line; everything that the
     headers show is found before any weight is read.
     """
+    scheme = Scheme(scheme) if isinstance(scheme, str) else scheme
     wish = _Wish(task, scheme, dtype, resolve(device), num_labels, tuple(skip), torch_dtype(compute_dtype), seed)
     if task not in TASKS:
         raise ModelError(f"task {task!r} is unknown; choose one of: {', '.join(TASKS)}")

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lorasmith.attach import attach
+from lorasmith.attach import adapters_of, attach
 from lorasmith.doctor import Finding, Job, Place, examine, job_checks, place_checks
 from lorasmith.doctor.finding import note
 from lorasmith.errors import PlanError
@@ -22,7 +22,7 @@ from lorasmith.recipes.method_section import method_config
 from lorasmith.recipes.positions import context_of, room_in
 from lorasmith.recipes.recipe import Recipe
 from lorasmith.recipes.tokenizers import extend_tokenizer_, fit_embeddings_
-from lorasmith.training.optimizers import choice_of, frozen_inputs
+from lorasmith.training.optimizers import choice_of, factor_pairs, frozen_inputs, require_pairs
 from lorasmith.training.precision import autocast_dtype
 
 
@@ -74,7 +74,13 @@ def checked(
     device is where it will run (None: where it is), new_rows what its embedding grew by.
     Raises InputError where a check fails.
     """
-    with frozen_inputs(model, choice_of(recipe.training.settings(recipe.seed)).freezes_inputs):
+    settings = recipe.training.settings(recipe.seed)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    require_pairs(settings, factor_pairs(model, trained))
+    if settings.max_steps is not None:
+        for part in adapters_of(model).training_parts().values():
+            part.check(settings.max_steps)
+    with frozen_inputs(model, choice_of(settings).freezes_inputs):
         return _checked(recipe, model, tokenizer, dataset, device or model.device, new_rows)
 
 
@@ -105,6 +111,8 @@ def _checked(
         held_out=len(dataset.validation),
         output=Path(recipe.output),
         kept_checkpoints=recipe.training.keep_checkpoints,
+        steps=recipe.training.max_steps,
+        warmup=recipe.training.warmup,
     )
     return predicted, unplanned + examine(job_checks, job)
 

@@ -1,6 +1,6 @@
 """`lorasmith.train`: the fine-tuning job on a model that is loaded already."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,8 @@ def train(
     Raises InputError (of which RecipeError, DataError and others are kinds) before training, RunError during it.
     """
     base = transformers_model(model)
+    if tokenizer is None:
+        raise ModelError("tokenizer=None: give the tokenizer of the model; its folder holds none")
     asked = Asked(data, output, task, method, validation, fields)
     return carry_out(prepared(base, tokenizer, asked, echo, resume=resume), echo, resume=resume)
 
@@ -122,8 +124,10 @@ def _source(data: Data, name: str, held: dict[str, Records]) -> str:
     """The path of data; records in memory are put into held under the name that stands for them."""
     if isinstance(data, str | Path):
         return str(data)
+    if isinstance(data, Mapping) or not isinstance(data, Iterable):
+        raise RecipeError(f"{name} is a {type(data).__name__}: give a file, a name of `datasets`, or a list of records")
     place = f"{name} records in memory"
-    held[place] = data
+    held[place] = list(data)
     return place
 
 

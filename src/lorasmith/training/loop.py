@@ -94,6 +94,8 @@ def run(
     loss = loss or loss_for(model, "causal", settings.objective)
     dtype, total = autocast_dtype(model, settings.dtype), settings.total_steps(loader.epoch_batches())
     parts = adapters_of(base_model(model)).training_parts()
+    for part in parts.values():
+        part.check(total)
     step = TrainingStep(parameters, optimizer, loss, settings.clip, dtype, parts, total)
     loop = Loop(model, loader, settings, folder, step, evaluate, [JsonLines(folder.metrics), *loggers])
     if resume:

@@ -59,6 +59,9 @@ class RankAllocation(TrainingPart):
         left = 1 - (step - self.config.tinit) / (end - self.config.tinit)
         return int((self.start - self.target) * left**3 + self.target)
 
+    def check(self, total: int) -> None:
+        self.config.check_schedule(self.config.total_step or total)
+
     def _total(self, total: int | None) -> int:
         if self.config.total_step is None:
             if total is None:

@@ -2,6 +2,6 @@
 
 from lorasmith.training.optimizers.optimizer import Optimizer
 from lorasmith.training.optimizers.pairs import factor_pairs, frozen_inputs
-from lorasmith.training.optimizers.table import build, choice_of, optimizers
+from lorasmith.training.optimizers.table import build, choice_of, optimizers, require_pairs
 
-__all__ = ["Optimizer", "build", "choice_of", "factor_pairs", "frozen_inputs", "optimizers"]
+__all__ = ["Optimizer", "build", "choice_of", "factor_pairs", "frozen_inputs", "optimizers", "require_pairs"]

@@ -43,9 +43,7 @@ def build(parameters: Mapping[str, nn.Parameter], settings: TrainingSettings, pa
     Raises RecipeError for an unknown optimizer, and for one that asks for pairs where there are none.
     """
     choice, pairs = choice_of(settings), pairs or {}
-    asking = "optimizer: lorafa" if choice.freezes_inputs else "loraplus_lr_ratio"
-    if not pairs and (choice.freezes_inputs or settings.loraplus_lr_ratio != 1):
-        raise RecipeError(f"training.{asking} is for LoRA's factors A and B, and none train; leave it out")
+    require_pairs(settings, pairs)
     return Optimizer(
         parameters,
         choice.rule(settings),
@@ -55,6 +53,14 @@ def build(parameters: Mapping[str, nn.Parameter], settings: TrainingSettings, pa
         choice.gradients(pairs),
         dict.fromkeys(pairs, settings.loraplus_lr_ratio),
     )
+
+
+def require_pairs(settings: TrainingSettings, pairs: Pairs) -> None:
+    """Raise RecipeError where settings ask for something of LoRA's factors, and pairs has none."""
+    freezes = choice_of(settings).freezes_inputs
+    if not pairs and (freezes or settings.loraplus_lr_ratio != 1):
+        asking = "optimizer: lorafa" if freezes else "loraplus_lr_ratio"
+        raise RecipeError(f"training.{asking} is for LoRA's factors A and B, and none train; leave it out")
 
 
 def choice_of(settings: TrainingSettings) -> Choice:
