@@ -21,7 +21,7 @@ class Job:
     context is the number of positions that the model was made for, None where it has no limit; available is the free
     memory of the device in bytes, None where it cannot be known; new_rows were added to the embedding for this run.
     held_out is the number of examples to score, None where it is not known.
-    output is the run folder, in which kept_checkpoints stay besides the best one. steps are those of the run, None where
+    output is the run folder, in which kept_checkpoints stay besides the best one. steps are the run's, None where
     the data decide; warmup is in steps, or below 1 a share of them.
     """
 
