@@ -48,6 +48,15 @@ def test_what_trains_in_16_bits_has_a_copy_in_float32():
     assert found["optimizer state"] == 12 * trainable
 
 
+@pytest.mark.parametrize(("dtype", "bytes_each"), [(torch.float32, 4), (torch.bfloat16, 8)])
+def test_the_update_of_the_largest_parameter_has_its_room(dtype, bytes_each):
+    model = llama(intermediate_size=4096).to(dtype)
+    attach(model, FullConfig(target_modules=["mlp"]))
+    found = parts(model, batch_size=1, length=1)
+    working = ("activations kept for backward", "logits and loss", "other working memory of a step")
+    assert sum(found[name] for name in working) >= 32 * 4096 * bytes_each
+
+
 def test_shapes_alone_decide():
     model = adapted(quantized(llama()))
     assert parts(model) == parts(model.to("meta"))

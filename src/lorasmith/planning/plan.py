@@ -32,7 +32,8 @@ def plan(model: PreTrainedModel, settings: PlanSettings) -> MemoryPlan:
 
     model is a transformers model as it will train (quantized layers and adapters in place, frozen parameters marked
     so); it may stand on the meta device, and is not touched. The highest moment of a step is predicted: all weights,
-    gradients, optimizer state, what autograd keeps, and the larger of the head's and the backward pass's workspace.
+    gradients and optimizer state, and beside them what autograd keeps with the larger of the head's and the backward
+    pass's workspace, or, if that is more, what the update of a parameter works with.
     Raises PlanError where the model's forward cannot run without data.
     """
     head = output_head(model) if settings.task == "causal" else None
@@ -46,7 +47,7 @@ def plan(model: PreTrainedModel, settings: PlanSettings) -> MemoryPlan:
         "optimizer state": round(sum(p.numel() * _state_bytes(p, settings) for p in trainable)),
         "activations kept for backward": step.saved,
         "logits and loss": head_bytes,
-        "other working memory of a step": max(0, step.peak - step.saved - head_bytes),
+        "other working memory of a step": max(0, max(step.peak, _update_bytes(trainable)) - step.saved - head_bytes),
         "one dequantized weight": _dequantized_bytes(model, settings),
     }
     components |= _process(settings, allocated=sum(components.values()) - sum(held.values()))
@@ -86,6 +87,14 @@ def _weights(model: nn.Module) -> dict[str, int]:
         else:
             groups["quantized weights" if id(tensor) in quantized else "unquantized weights"].append(tensor)
     return {name: _bytes(tensors) for name, tensors in groups.items()}
+
+
+def _update_bytes(trainable: Sequence[Tensor]) -> int:
+    """Bytes that the update of the largest parameter works with: a number an element, in 16 bits an f32 gradient too.
+
+    Activations are gone by then.
+    """
+    return max((p.numel() * (p.itemsize if p.itemsize >= 4 else 8) for p in trainable), default=0)
 
 
 def _state_bytes(parameter: Tensor, settings: PlanSettings) -> float:

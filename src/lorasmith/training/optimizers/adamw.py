@@ -24,5 +24,5 @@ class AdamW(Rule):
         square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         if size.weight_decay:
             weight.mul_(1 - size.learning_rate * size.weight_decay)
-        root = (square.sqrt() / (1 - beta2**size.step) ** 0.5).add_(self.eps)
+        root = square.sqrt().div_((1 - beta2**size.step) ** 0.5).add_(self.eps)
         weight.addcdiv_(mean, root, value=-size.learning_rate / (1 - beta1**size.step))
