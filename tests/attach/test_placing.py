@@ -5,6 +5,7 @@ from torch import nn
 from lorasmith.attach import Adapted, adapters_of, attach, base_modules
 from lorasmith.errors import AttachError
 from lorasmith.methods.bitfit import BitFitConfig
+from lorasmith.methods.loha import LoHaConfig
 from lorasmith.methods.lora import LoraConfig
 from tiny import IDS, bert, llama, logits, shake
 
@@ -123,3 +124,11 @@ def test_no_gradient_flows_below_the_lowest_adapter():
     model.model.layers[0].register_forward_hook(lambda module, args, out: seen.append(out.requires_grad))
     model(input_ids=IDS)
     assert seen == [False]
+
+
+@pytest.mark.parametrize("config", [LoraConfig, LoHaConfig])
+def test_a_pattern_that_means_no_adapted_module_is_warned_of(config, caplog):
+    attach(llama(), config(target_modules=["q_proj", "v_proj"], rank_pattern={"q_prj": 2, "layers.0.*v_proj": 4}))
+    assert [record.message for record in caplog.records] == [
+        "rank_pattern of modules that are not adapted: q_prj. Did you mean 'q_proj'?"
+    ]

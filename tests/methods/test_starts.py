@@ -336,7 +336,7 @@ def test_a_base_with_other_adapters_is_not_quantized_under_them():
     ("settings", "message"),
     [
         ({"loftq_bits": 2}, "loftq_bits=2"),
-        ({"loftq_bits": 8, "format": "nf4"}, "give one"),
+        ({"loftq_bits": 8, "format": "nf4"}, "give loftq_bits=4"),
         ({"loftq_iter": 0}, "at least 1"),
         ({"loftq_iters": 1}, "Did you mean 'loftq_iter'"),
     ],

@@ -11,7 +11,15 @@ from lorasmith.attach.adapters import KEY_PREFIX, Adapters, adapters_of
 from lorasmith.attach.parameters import linear_layers_of, select_parameters
 from lorasmith.attach.prompted import Prompted, input_embedding
 from lorasmith.attach.saved_module import SavedModule
-from lorasmith.attach.selection import ALL_LINEAR, bare, base_modules, model_type, select, selected
+from lorasmith.attach.selection import (
+    ALL_LINEAR,
+    bare,
+    base_modules,
+    model_type,
+    select,
+    selected,
+    warn_of_patterns,
+)
 from lorasmith.attach.site_holder import SiteHolder
 from lorasmith.attach.tying import tied_groups
 from lorasmith.errors import AttachError, nearest
@@ -126,6 +134,8 @@ def _place_sites(
     for path, parameter in places:
         if path in paths or isinstance(modules[path], Adapted):
             raise AttachError(f"{path} and its parameter {parameter} are both targets; leave out one of the two")
+    if fresh:
+        warn_of_patterns(config, [*paths, *(f"{path}.{parameter}" for path, parameter in places)])
     tied = _tied(book.model, paths) if method.ties(config) else {}
     if config.ensures_tying and not tied and not config.modules_to_save:
         log.warning("ensure_weight_tying: no target shares its weight with another layer, so nothing is tied")

@@ -20,6 +20,7 @@ from lorasmith.methods import (
     layer_number,
     matches,
     named,
+    patterned,
 )
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "select",
     "selected",
     "shortest_names",
+    "warn_of_patterns",
 ]
 
 log = logging.getLogger(__name__)
@@ -140,6 +142,15 @@ def _named(model: nn.Module, config: TargetedConfig) -> list[str]:
             known = _linear_names(model)
             log.warning("target_modules that match nothing: %s.%s", ", ".join(silent), nearest(silent[0], known))
     return paths
+
+
+def warn_of_patterns(config: TargetedConfig, paths: list[str]) -> None:
+    """Logs the names and expressions of config's patterns that mean none of the adapted paths."""
+    for field, values in config.patterns.items():
+        silent = [name for name in values if not any(patterned({name: True}, path, False) for path in paths)]
+        if silent:
+            hint = nearest(silent[0], {path.rpartition(".")[2] for path in paths})
+            log.warning("%s of modules that are not adapted: %s.%s", field, ", ".join(silent), hint)
 
 
 def allowed(path: str, config: TargetedConfig, numbers: list[int] | None = None) -> bool:

@@ -9,7 +9,7 @@ from lorasmith.methods.config import (
     read_config_fields,
 )
 from lorasmith.methods.layer import LayerSpec, block_spec, dense_weight, frozen_product, layer_spec, parameter_spec
-from lorasmith.methods.matching import layer_number, matches, named
+from lorasmith.methods.matching import layer_number, matches, named, patterned
 from lorasmith.methods.method import (
     INPUT_EMBEDDING,
     InputMethod,
@@ -58,6 +58,7 @@ __all__ = [
     "methods",
     "named",
     "parameter_spec",
+    "patterned",
     "read_config",
     "read_config_fields",
 ]

@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from pathlib import Path
@@ -160,6 +160,11 @@ class TargetedConfig(AdapterConfig):
     def note_parameters(self, names: list[str]) -> None:
         """Write down which bare parameters "all-linear" was found to mean."""
         raise NotImplementedError(f"{type(self).__name__} has no field for bare parameters")
+
+    @property
+    def patterns(self) -> dict[str, Mapping[str, float]]:
+        """Fields that give modules values of their own, each by a name or expression of the module."""
+        return {}
 
     @property
     def layer_numbers(self) -> list[int] | None:

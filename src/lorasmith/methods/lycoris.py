@@ -6,6 +6,7 @@ small tensors in turn wherever that is less work. Source: LyCORIS, arXiv 2309.14
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -46,6 +47,10 @@ class LycorisConfig(LayeredConfig):
         for name in ("rank_dropout", "module_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise AttachError(f"{name}={getattr(self, name)} must lie in [0, 1)")
+
+    @property
+    def patterns(self) -> dict[str, Mapping[str, float]]:
+        return {"rank_pattern": self.rank_pattern, "alpha_pattern": self.alpha_pattern}
 
     def rank_of(self, path: str) -> int:
         """Rank of the module at path."""

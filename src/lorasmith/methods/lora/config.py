@@ -100,6 +100,10 @@ class LoraConfig(LayeredConfig):
         return self.target_parameters
 
     @property
+    def patterns(self) -> dict[str, Mapping[str, float]]:
+        return {"rank_pattern": self.rank_pattern, "alpha_pattern": self.alpha_pattern}
+
+    @property
     def ensures_tying(self) -> bool:
         return self.ensure_weight_tying
 
