@@ -35,6 +35,7 @@ from lorasmith.compat.peft_config import (
 )
 from lorasmith.compat.peft_model import PeftModel
 from lorasmith.compat.precision import cast_mixed_precision_params
+from lorasmith.compat.shira import initialize_shira_masks
 from lorasmith.compat.status import get_layer_status, get_model_status
 from lorasmith.compat.task_models import (
     PeftMixedModel,
@@ -143,6 +144,7 @@ __all__ = [
     "get_peft_model_state_dict",
     "hotswap_adapter",
     "initialize_lora_eva_weights",
+    "initialize_shira_masks",
     "inject_adapter_in_model",
     "load",
     "load_peft_weights",

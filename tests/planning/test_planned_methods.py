@@ -2,7 +2,7 @@
 
 import pytest
 
-from lorasmith import AdaLoraConfig, BOFTConfig, LoHaConfig, LoKrConfig, OFTConfig, VeraConfig
+from lorasmith import AdaLoraConfig, BOFTConfig, LoHaConfig, LoKrConfig, OFTConfig, ShiraConfig, VeraConfig
 from lorasmith.attach import attach
 from lorasmith.planning import PlanSettings, plan
 from tiny import llama, quantized
@@ -14,6 +14,8 @@ CONFIGS = {
     "lokr": LoKrConfig(r=2, target_modules="all-linear", **DROPPED),
     "vera": VeraConfig(r=6, target_modules="all-linear", vera_dropout=0.1),
     "adalora": AdaLoraConfig(target_modules="all-linear", lora_dropout=0.1, rank_pattern={"q_proj.lora_E": [True]}),
+    "shira": ShiraConfig(r=2, target_modules="all-linear"),
+    "shira by gradients": ShiraConfig(r=2, mask_type="gradient", target_modules="all-linear"),
     "oft": OFTConfig(oft_block_size=8, target_modules="all-linear", module_dropout=0.5, coft=True),
     "boft": BOFTConfig(boft_n_butterfly_factor=2, target_modules="all-linear", boft_dropout=0.5),
 }

@@ -5,7 +5,6 @@ N positions, I in_features, K directions, R rank. Source: arXiv 2410.07170, sect
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -13,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from lorasmith.attach.adapters import Adapters
+from lorasmith.attach.base_at_work import base_watched
 from lorasmith.attach.selection import shortest_names
 from lorasmith.errors import AttachError
 from lorasmith.methods import SiteMethod, method_of
 from lorasmith.methods.inits import EvaConfig, IncrementalSvd, shared_ranks
 from lorasmith.methods.lora import LoraConfig, LoraSite
-from lorasmith.models.modes import kept_modes
 
 log = logging.getLogger(__name__)
 
@@ -78,14 +77,7 @@ class InputWatch:
     @torch.no_grad()
     def run(self, batches: Iterable[B], forward: Callable[[B], Any], rows_of: Callable[[B], Rows]) -> bool:
         """Run batches through the base until the directions stay where they are; False where they end before."""
-        with ExitStack() as stack:
-            stack.enter_context(self.book.disabled())
-            stack.enter_context(kept_modes(self.book.model))
-            self.book.model.eval()
-            modules = dict(self.book.adapted())
-            for path in self.ranks:
-                hook = modules[path].register_forward_pre_hook(lambda _, given, path=path: self._see(path, given[0]))
-                stack.callback(hook.remove)
+        with base_watched(self.book, self.ranks, self._see):
             for batch in batches:
                 self.batches += 1
                 self._rows, self._last = rows_of(batch), None
@@ -95,7 +87,7 @@ class InputWatch:
                     return True
         return False
 
-    def _see(self, path: str, x: Tensor) -> None:
+    def _see(self, path: str, x: Tensor, y: Tensor) -> None:
         # queries, keys and values read one tensor, one after the other
         if self._last is not None and self._last[0] is x:
             members = self._last[1].members

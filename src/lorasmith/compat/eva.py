@@ -4,11 +4,11 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lorasmith.attach import adapters_of, attach
 from lorasmith.attach.explained_variance import InputWatch, Rows, begin_at_, token_rows
+from lorasmith.compat.batches import moved
 from lorasmith.compat.peft_model import PeftModel, bare_model
 from lorasmith.errors import AttachError
 from lorasmith.methods.inits import EvaConfig
@@ -56,7 +56,7 @@ def get_eva_state_dict(
         watch = InputWatch(book, adapter_name)
         select = _selector(config, watch.settings, prepare_model_inputs_fn, prepare_layer_inputs_fn)
         run = forward_fn or (lambda model, inputs: model(**inputs))
-        batches = (_moved(batch, base) for batch in _rounds(dataloader))
+        batches = (moved(batch, base) for batch in _rounds(dataloader))
         if not watch.run(batches, lambda inputs: run(model, inputs), select):
             log.warning("EVA: after %d batches directions still turn; those of the last one are taken", watch.batches)
         prefix = _PREFIX if wrapped else ""
@@ -110,12 +110,3 @@ def _rounds(dataloader: Iterable[Any]) -> Iterator[Any]:
             yield batch
         if empty and not number:
             raise AttachError("the dataloader is empty; EVA needs batches of the data to train on")
-
-
-def _moved(batch: Any, model: nn.Module) -> Any:
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    if isinstance(batch, Tensor):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {name: _moved(value, model) for name, value in batch.items()}
-    return batch

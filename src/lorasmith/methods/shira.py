@@ -2,11 +2,13 @@
 
 S has as many trained values as LoRA of the same rank has, and a rank of its own that is high. Source: arXiv 2406.13175,
 section 3; "random" is its SHiRA-Rand, drawn as PEFT draws it, "magnitude" its SHiRA-WM: the weights of largest size.
+"gradient" and "snip" look at data first (`attach/weight_gradients.py`): SHiRA-Grad takes the places where the sum of
+the weight's gradients is largest, SHiRA-SNIP those where its product with the weight is.
 S stays sparse in the forward; only its gradient, for a moment, and merging are dense.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +22,13 @@ from lorasmith.methods.site import BaseWeight, Constant, Site, Vector, adapter_d
 from lorasmith.models.families import LORA_TARGETS
 from lorasmith.ops.precision import without_autocast
 
-_MASKS = ("random", "magnitude")
+MaskType = Literal["random", "magnitude", "gradient", "snip"]
+_BY_DATA = ("gradient", "snip")
 
 
 @dataclass
 class ShiraConfig(TargetedConfig):
-    """PEFT's fields and defaults; mask_type "magnitude" is ours, and PEFT reads its files.
+    """PEFT's fields and defaults; every mask_type but "random" is ours, and PEFT reads its files.
 
     A layer out x in gets r (in + out) values. random_seed None is PyTorch's own fixed one, so that every run and every
     layer of one size has the same places. Raises AttachError for a rank below 1 or an unknown mask.
@@ -35,7 +38,7 @@ class ShiraConfig(TargetedConfig):
     OURS: ClassVar[tuple[str, ...]] = ("exclude_modules",)
 
     r: int = 32
-    mask_type: Literal["random", "magnitude"] = "random"
+    mask_type: MaskType = "random"
     random_seed: int | None = None
     fan_in_fan_out: bool = False
     init_weights: bool = True
@@ -44,8 +47,9 @@ class ShiraConfig(TargetedConfig):
         super().__post_init__()
         if self.r < 1:
             raise AttachError(f"r={self.r} must be at least 1")
-        if self.mask_type not in _MASKS:
-            raise AttachError(f"mask_type={self.mask_type!r} is not one of {', '.join(_MASKS)}")
+        masks = get_args(MaskType)
+        if self.mask_type not in masks:
+            raise AttachError(f"mask_type={self.mask_type!r} is not one of {', '.join(masks)}")
 
 
 class ShiraSite(Site):
@@ -67,21 +71,35 @@ class ShiraSite(Site):
 
     @torch.no_grad()
     def begin(self, weight: BaseWeight) -> None:
-        if self.layer.device.type == "meta":
+        self.needs_data = self.mask in _BY_DATA
+        if self.needs_data or self.layer.device.type == "meta":
             return
-        count = self.shira_weight.weight.numel()
         if self.mask == "magnitude":
-            places = weight().abs().flatten().topk(count).indices
+            self._sit_at_largest(weight().abs())
         else:
             generator = torch.Generator()
             if self.seed is not None:
                 generator.manual_seed(self.seed)
-            places = torch.randperm(self.layer.in_features * self.layer.out_features, generator=generator)[:count]
+            places = torch.randperm(self.layer.in_features * self.layer.out_features, generator=generator)
+            self._sit_at(places[: self.shira_weight.weight.numel()])
+
+    @torch.no_grad()
+    def begin_at_gradient(self, weight: BaseWeight, gradient: Tensor) -> None:
+        if self.mask == "snip":
+            gradient = gradient * weight(torch.float32).to(gradient.device)
+        self._sit_at_largest(gradient.abs())
+        self.needs_data = False
+
+    def _sit_at_largest(self, scores: Tensor) -> None:
+        self._sit_at(scores.flatten().topk(self.shira_weight.weight.numel()).indices)
+
+    def _sit_at(self, places: Tensor) -> None:
         places = places.sort().values
         rows_and_columns = torch.stack([places // self.layer.in_features, places % self.layer.in_features])
         self.shira_indices.weight.copy_(rows_and_columns)
 
     def loaded(self) -> None:
+        self.needs_data = False
         # a place outside the matrix would be written to all the same
         indices = self.shira_indices.weight
         most = torch.tensor([[self.layer.out_features], [self.layer.in_features]], device=indices.device)
@@ -92,6 +110,11 @@ class ShiraSite(Site):
             )
 
     def after(self, x: Tensor, y: Tensor, weight: BaseWeight) -> Tensor:
+        if self.needs_data:
+            if torch.is_grad_enabled():
+                raise self._placeless()
+            # trials of the model come before the data
+            return y
         update = _SparseProduct.apply(x, self.shira_weight.weight, self.shira_indices.weight, self.layer.out_features)
         return y + update.to(y.dtype)
 
@@ -99,9 +122,23 @@ class ShiraSite(Site):
         return None
 
     def delta(self, weight: Tensor) -> Tensor:
+        if self.needs_data:
+            raise self._placeless()
         change = torch.zeros_like(weight)
         values = self.shira_weight.weight.detach().to(weight)
         return change.index_put_(tuple(self.shira_indices.weight.long().to(weight.device)), values, accumulate=True)
+
+    def saved(self, key: str, value: Tensor) -> Tensor:
+        if self.needs_data:
+            raise self._placeless()
+        return value
+
+    def _placeless(self) -> AttachError:
+        return AttachError(
+            f"{self.layer.path}: mask_type={self.mask!r} chooses its places by data, and has seen none; call "
+            "lorasmith.initialize_shira_masks(model, dataloader), or train by lorasmith.train or a recipe, whose own "
+            "data it then sees"
+        )
 
     def file_keys(self) -> dict[str, str]:
         return {f"{name}.weight": name for name in ("shira_weight", "shira_indices")}

@@ -69,6 +69,8 @@ class Site(nn.Module):
     def __init__(self, layer: LayerSpec) -> None:
         super().__init__()
         self.layer = layer
+        # whether it must see data before it acts (`begin_at_gradient`)
+        self.needs_data = False
         # the site whose tensors this one shares, at a layer with the same weight; a tuple, since it is no child
         self.partners: tuple[Site, ...] = ()
 
@@ -87,6 +89,13 @@ class Site(nn.Module):
 
     def begin(self, weight: BaseWeight) -> None:
         """Take a start from the weight that the site is new at; not called where its tensors are about to be loaded."""
+
+    def begin_at_gradient(self, weight: BaseWeight, gradient: Tensor) -> None:
+        """Take the start from the base's weight and its gradient f32 [out, in], summed over data.
+
+        Called where needs_data is True, which ends with it. Linear only.
+        """
+        raise NotImplementedError(f"{self.describe()} needs no data")
 
     def loaded(self) -> None:
         """Look at tensors that were just loaded; raises AdapterError where no file should hold them."""

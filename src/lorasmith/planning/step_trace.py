@@ -22,6 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lorasmith.attach import adapters_of
+from lorasmith.attach.site_holder import SiteHolder
 from lorasmith.errors import PlanError
 from lorasmith.models.activation_checkpointing import checkpoint_activations_
 from lorasmith.ops import DenseProduct
@@ -148,6 +149,7 @@ def _fake_twin(model: PreTrainedModel, mode: FakeTensorMode) -> PreTrainedModel:
         made: dict[int, Any] = {id(tensor): _fake(tensor) for tensor in tensors}
         twin = copy.deepcopy(model, made)
         _dense_(twin)
+        _without_waiting_(twin)
         return twin
 
 
@@ -162,6 +164,14 @@ def _dense_(module: nn.Module) -> None:
             setattr(module, name, _DenseStandIn(child))
         else:
             _dense_(child)
+
+
+def _without_waiting_(model: nn.Module) -> None:
+    """Let sites that wait for data act, as they will when they have seen some: here are shapes alone."""
+    for holder in model.modules():
+        if isinstance(holder, SiteHolder):
+            for site in holder.sites.values():
+                site.needs_data = False
 
 
 def _without_masks_(model: PreTrainedModel) -> None:

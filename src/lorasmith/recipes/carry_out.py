@@ -136,7 +136,7 @@ def open_run(work: Work, echo: Echo, *, resume: bool) -> OpenRun:
     layout = layout_of(work.model, work.recipe)
     if layout.note:
         echo(f"note: {layout.note}")
-    if work.new and needs_data(work.model, work.adapter):
+    if needs_data(work.model, work.adapter, new=work.new):
         batches = iter(training_loader(work.dataset.train, layout, work.recipe, work.tokenizer))
         echo(begin_by_data_(work.model, work.adapter, batches, work.recipe, work.folder, resume=resume))
     score = _scorer(work, layout)

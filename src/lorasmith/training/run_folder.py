@@ -46,6 +46,11 @@ class RunFolder:
         return self.path / "directions.safetensors"
 
     @property
+    def places(self) -> Path:
+        """Which entries of the weights the adapter trains, by module, where they were chosen by the data."""
+        return self.path / "places.safetensors"
+
+    @property
     def tensorboard(self) -> Path:
         """Event files of TensorBoard, where it was asked for."""
         return self.path / "tensorboard"
