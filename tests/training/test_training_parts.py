@@ -47,6 +47,16 @@ def tensors(book) -> dict[str, torch.Tensor]:
     return {name: parameter.detach() for name, parameter in book.trainable()}
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_ranks_are_left_where_the_adapter_itself_is_in_16_bits(dtype, model, examples, repeating, tmp_path):
+    torch.manual_seed(4)
+    book = attach(model.to(dtype), AdaLoraConfig(**CONFIG), float32=False)
+    run(model, repeating([pad(examples, 0)]), SETTINGS, RunFolder(tmp_path))
+    assert sum(sum(site.kept) for _, site in book.sites("default")) == len(list(book.sites("default")))
+    # what was set to zero stays zero under the optimizer's f32 copies
+    assert all(int((site.lora_E.weight != 0).sum()) == sum(site.kept) for _, site in book.sites("default"))
+
+
 # before the first allocation, between two, at the last one, and behind it
 @pytest.mark.parametrize("last", [1, 3, 6, 7])
 def test_a_resumed_run_is_bit_equal_wherever_it_broke_off(train, last, tmp_path):

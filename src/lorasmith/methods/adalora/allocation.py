@@ -78,7 +78,8 @@ class RankAllocation(TrainingPart):
                 key, weight = f"{path}.{name}", site.get_parameter(f"{name}.weight")
                 if weight.grad is None:
                     raise AttachError(f"{key} has no gradient; allocate between backward() and zero_grad()")
-                now = (weight * weight.grad).abs()
+                # f32: products of small factors vanish in 16 bits, and with them all ranks
+                now = (weight.float() * weight.grad.float()).abs()
                 importance = self.importance.get(key, torch.zeros_like(now))
                 uncertainty = self.uncertainty.get(key, torch.zeros_like(now))
                 self.importance[key] = first * importance + (1 - first) * now
@@ -124,6 +125,6 @@ class RankAllocation(TrainingPart):
                 self.sites[name].keep(value.tolist())
                 continue
             weight = self.sites[name.rpartition(".")[0]].get_parameter(f"{name.rpartition('.')[2]}.weight")
-            (self.importance if kind == "importance" else self.uncertainty)[name] = value.to(weight)
+            (self.importance if kind == "importance" else self.uncertainty)[name] = value.to(weight.device)
         if any(key.endswith(".kept") for key in state):
             self._write_pattern()
