@@ -97,3 +97,16 @@ def test_values_out_of_range_are_refused(fields, said):
 def test_blocks_and_butterflies_that_do_not_fit_are_refused(fields):
     with pytest.raises(AttachError, match="16 features"):
         on(nn.Linear(16, 4), **fields)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rotations_of_16_bit_tensors_are_solved_in_float32(dtype):
+    model = llama().to(dtype)
+    book = attach(model, BOFTConfig(target_modules=["q_proj"], boft_block_size=8), float32=False)
+    shake(model)
+    (_, site), *_ = book.sites("default")
+    assert site.boft_R.weight.dtype == dtype
+    rotation = site.rotations()[0, 0]
+    # orthogonal to a few roundings of f32
+    assert_close(rotation @ rotation.T, torch.eye(8), atol=1e-6, rtol=0)
+    assert logits(model).isfinite().all()

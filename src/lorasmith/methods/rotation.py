@@ -15,6 +15,8 @@ def turned(x: Tensor, rotations: Tensor) -> Tensor:
 
 
 def cayley(skew: Tensor) -> Tensor:
-    """The rotations (I - Q)(I + Q)^-1 of skew-symmetric Q [..., n, n]."""
-    one = torch.eye(skew.shape[-1], device=skew.device, dtype=skew.dtype)
-    return torch.linalg.solve(one + skew, one - skew, left=False)
+    """The rotations (I - Q)(I + Q)^-1 of skew-symmetric Q [..., n, n], at least f32."""
+    # torch solves nothing in 16 bits, which would round a small rotation's diagonal to one as well
+    wide = skew.to(torch.promote_types(skew.dtype, torch.float32))
+    one = torch.eye(wide.shape[-1], device=wide.device, dtype=wide.dtype)
+    return torch.linalg.solve(one + wide, one - wide, left=False)
