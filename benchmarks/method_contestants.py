@@ -9,14 +9,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table: the recipe's method section and learning rates for (reviews, tales).
+    """A row of the table: the recipe's method section and rates for (reviews, tales), None where it cannot run.
 
     training holds other fields of the recipe's training section; share names the contestant whose parameter count the
     rank is set to match.
     """
 
     section: dict[str, Any]
-    rates: tuple[float, float]
+    rates: tuple[float, float | None]
     training: dict[str, Any] = field(default_factory=dict)
     share: str | None = None
 
@@ -33,7 +33,7 @@ def placed(**fields: Any) -> Method:
     return Method({"name": "lora", "r": 8, "lora_alpha": 16, **fields}, RATES, share=LORA)
 
 
-def named(name: str, reviews: float, tales: float, **fields: Any) -> Method:
+def named(name: str, reviews: float, tales: float | None, **fields: Any) -> Method:
     return Method({"name": name, **fields}, (reviews, tales))
 
 
@@ -55,6 +55,7 @@ METHODS: dict[str, Method] = {
     "LoHa": named("loha", 1e-3, 3e-3),
     "LoKr": named("lokr", 3e-3, 1e-2),
     "OFT": named("oft", 1e-3, 3e-3),
+    "BOFT": named("boft", 1e-3, 3e-3),
     "SHiRA": named("shira", 1e-3, 3e-3),
     "IA3": named("ia3", 1e-2, 3e-2),
     "bottleneck, Houlsby": named("bottleneck", 1e-3, 3e-3, placement="houlsby"),
@@ -63,7 +64,8 @@ METHODS: dict[str, Method] = {
     "prompt tuning": named("prompt_tuning", 3e-2, 3e-2, num_virtual_tokens=20),
     "p-tuning": named("p_tuning", 3e-3, 3e-3, num_virtual_tokens=20),
     "prefix tuning": named("prefix_tuning", 1e-2, 3e-2, num_virtual_tokens=20),
-    "BitFit": named("bitfit", 3e-3, 1e-2),
+    # the language model has no biases
+    "BitFit": named("bitfit", 3e-3, None),
     "norms": named("ln_tuning", 3e-3, 1e-2),
     "last layer, whole": named("full", 3e-4, 1e-3, layers="last-1"),
     "head alone": named("full", 3e-2, 1e-3, target_modules="head"),

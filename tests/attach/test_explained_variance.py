@@ -154,10 +154,18 @@ def test_modes_and_hooks_are_as_they_were():
 
 
 def test_without_enough_positions_it_says_so():
-    with pytest.raises(AttachError, match="8 positions that count"):
-        begun(data=batches(2, rows=1, length=6))
+    with pytest.raises(AttachError, match="fewer positions that count than the 8 directions"):
+        begun(data=batches(1, rows=1, length=6))
     with pytest.raises(AttachError, match="empty"):
         begun(data=iter(()))
+
+
+def test_batches_of_few_positions_are_gathered():
+    rows = batches(4, rows=1, length=6)
+    pairs = [{key: torch.cat([one[key], two[key]]) for key in one} for one, two in (rows[:2], rows[2:])]
+    apart, together = begun(data=rows, tau=1.0), begun(data=pairs, tau=1.0)
+    for (name, ours), (_, theirs) in zip(apart.named_parameters(), together.named_parameters(), strict=True):
+        assert_close(ours, theirs, msg=name)
 
 
 def test_an_adapter_that_does_not_begin_by_it_is_refused():

@@ -32,12 +32,16 @@ class _Layer:
 
     members: list[str]
     svd: IncrementalSvd | None = None
+    # rows [N, I] of batches that were too small to be taken in
+    waiting: Tensor | None = None
     found: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
 
     def take(self, rows: Tensor, components: int, tau: float) -> None:
-        """Take in rows [N, I]; a batch of fewer rows than directions says too little and is passed over."""
+        """Take in rows [N, I]; fewer than there are directions, as of a pooler, wait for those of the next batch."""
         components = min(components, rows.shape[1])
-        if rows.shape[0] < components:
+        rows = rows if self.waiting is None else torch.cat([self.waiting, rows])
+        self.waiting = None if rows.shape[0] >= components else rows.clone()
+        if self.waiting is not None:
             return
         if self.svd is None:
             self.svd = IncrementalSvd(rows.shape[1], components, rows.device)
@@ -87,6 +91,11 @@ class InputWatch:
                     return True
         return False
 
+    @property
+    def seen_enough(self) -> bool:
+        """Whether every layer that was run has read as many positions as directions are asked for."""
+        return self._shares is not None
+
     def _see(self, path: str, x: Tensor, y: Tensor) -> None:
         # queries, keys and values read one tensor, one after the other
         if self._last is not None and self._last[0] is x:
@@ -118,13 +127,13 @@ class InputWatch:
     def directions(self) -> dict[str, Tensor]:
         """A [R, I] by layer, R its share of the ranks, for the layers that were run.
 
-        Raises AttachError where no batch had as many positions as directions are asked for.
+        Raises AttachError where a layer read fewer positions than directions are asked for.
         """
         ranks = self._shared()
         if ranks is None:
             raise AttachError(
-                f"no batch holds {max(self.most.values())} positions that count, as many as directions are asked for; "
-                "use larger batches, a smaller r or rho, or use_label_mask=False"
+                f"the batches hold fewer positions that count than the {max(self.most.values())} directions that are "
+                "asked for; use more batches, a smaller r or rho, or use_label_mask=False"
             )
         found = {path: self._a(layer, ranks[path]) for layer in self.layers.values() for path in layer.members}
         return {path: found[path] for path in ranks}

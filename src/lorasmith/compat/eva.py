@@ -56,7 +56,7 @@ def get_eva_state_dict(
         watch = InputWatch(book, adapter_name)
         select = _selector(config, watch.settings, prepare_model_inputs_fn, prepare_layer_inputs_fn)
         run = forward_fn or (lambda model, inputs: model(**inputs))
-        batches = (moved(batch, base) for batch in _rounds(dataloader))
+        batches = (moved(batch, base) for batch in _rounds(dataloader, watch))
         if not watch.run(batches, lambda inputs: run(model, inputs), select):
             log.warning("EVA: after %d batches directions still turn; those of the last one are taken", watch.batches)
         prefix = _PREFIX if wrapped else ""
@@ -102,7 +102,7 @@ def _selector(
     return select
 
 
-def _rounds(dataloader: Iterable[Any]) -> Iterator[Any]:
+def _rounds(dataloader: Iterable[Any], watch: InputWatch) -> Iterator[Any]:
     for number in range(_MOST_PASSES):
         empty = True
         for batch in dataloader:
@@ -110,3 +110,6 @@ def _rounds(dataloader: Iterable[Any]) -> Iterator[Any]:
             yield batch
         if empty and not number:
             raise AttachError("the dataloader is empty; EVA needs batches of the data to train on")
+        if not watch.seen_enough:
+            # the same positions again would only seem to be more
+            return
