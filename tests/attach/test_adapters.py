@@ -211,3 +211,33 @@ def test_an_adapter_with_other_embeddings_is_refused_beside_others(tmp_path):
 def test_an_expression_that_is_none_names_its_field():
     with pytest.raises(AttachError, match="target_modules"):
         attach(llama(), LoraConfig(target_modules="q_proj("))
+
+
+@pytest.mark.parametrize("fields", [{"use_dora": True}, {"init_lora_weights": "pissa"}], ids=str)
+def test_a_new_adapter_starts_from_the_base_and_not_from_what_was_merged_in_place(fields):
+    model = llama()
+    attach(model, LoraConfig(), "merged")
+    shake(model)
+    merge_in_place(model)
+    book = attach(model, LoraConfig(**fields), "new")
+    alone = attach(llama(), LoraConfig(**fields), "new")
+    for key, value in alone.tensors("new").items():
+        if "magnitude" in key or "init_lora_weights" in fields:
+            assert torch.equal(book.tensors("new")[key], value)
+
+
+def test_an_adapter_is_activated_and_merged_once():
+    model = llama()
+    book = attach(model, LoraConfig(), "a")
+    with pytest.raises(AttachError, match="a, a: an adapter acts once"):
+        book.activate(["a", "a"])
+    with pytest.raises(AttachError, match="acts once"):
+        merge_in_place(model, ["a", "a"])
+
+
+def test_removing_an_idle_adapter_activates_none():
+    model = llama()
+    book, _ = two(model)
+    book.activate([])
+    book.remove("b")
+    assert book.active == []

@@ -241,3 +241,17 @@ def test_adapters_merged_in_place_are_refused():
     model.model.layers[0].self_attn.q_proj.merge_(["a"])
     with pytest.raises(AttachError, match="unmerge first"), adapters_of(model).by_rows(["a", "b"]):
         raise AssertionError("not refused")
+
+
+def test_switching_off_and_on_inside_keeps_active_biases_and_prompts_from_named_rows():
+    model = llama()
+    book = attach(model, LoraConfig(), "a")
+    shake(model)
+    for name, config in {"biases": LoraConfig(bias="all"), "prompt": PromptTuningConfig(num_virtual_tokens=3)}.items():
+        attach(model, config, name)
+        shake(model)
+        with book.by_rows(["a"] * 5 + [BASE]):
+            before = logits(model, IDS)
+            with book.disabled():
+                pass
+            assert torch.equal(logits(model, IDS), before)

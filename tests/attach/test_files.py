@@ -16,6 +16,7 @@ from lorasmith.attach import (
     unload,
 )
 from lorasmith.errors import AdapterError
+from lorasmith.methods import Site
 from lorasmith.methods.lora import LoraConfig
 from tiny import bert, llama, logits, shake
 
@@ -63,6 +64,19 @@ def test_what_does_not_fit_leaves_the_model_as_it_was(folder):
         load_adapter(model, folder)
     assert torch.equal(logits(model), before)
     assert not any("lora" in name for name, _ in model.named_modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_an_error_of_any_kind_leaves_no_half_of_an_adapter(folder, monkeypatch):
+    def fails(site):
+        raise RuntimeError("out of memory")
+
+    model = llama()
+    names = [name for name, _ in model.named_modules()]
+    monkeypatch.setattr(Site, "loaded", fails)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        load_adapter(model, folder)
+    assert [name for name, _ in model.named_modules()] == names
 
 
 def test_a_folder_without_an_adapter_is_named(tmp_path):

@@ -5,6 +5,8 @@ from torch.testing import assert_close
 from lorasmith.attach import attach, merge_and_unload, merge_in_place, unmerge
 from lorasmith.errors import AttachError
 from lorasmith.methods.lora import LoraConfig
+from lorasmith.methods.prefix_tuning import PrefixTuningConfig
+from lorasmith.methods.prompt_tuning import PromptTuningConfig
 from tiny import llama, logits, quantized, shake
 
 
@@ -79,3 +81,13 @@ def test_a_whole_tied_head_is_untied_by_its_merge(tmp_path):
     merged = merge_and_unload(model)
     merged.save_pretrained(tmp_path)
     assert_close(logits(type(merged).from_pretrained(tmp_path)), adapted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("config", [PromptTuningConfig, PrefixTuningConfig])
+def test_merging_for_good_takes_idle_prompts_off_too(config):
+    model = llama()
+    attach(model, config(num_virtual_tokens=3), "prompt")
+    attach(model, LoraConfig(), "lora")
+    merge_and_unload(model)
+    assert not any("prompt" in key for key in model.state_dict())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

@@ -7,6 +7,7 @@ from lorasmith.errors import AttachError
 from lorasmith.methods.bitfit import BitFitConfig
 from lorasmith.methods.loha import LoHaConfig
 from lorasmith.methods.lora import LoraConfig
+from lorasmith.methods.p_tuning import PromptEncoderConfig
 from tiny import IDS, bert, llama, logits, shake
 
 
@@ -132,3 +133,31 @@ def test_a_pattern_that_means_no_adapted_module_is_warned_of(config, caplog):
     assert [record.message for record in caplog.records] == [
         "rank_pattern of modules that are not adapted: q_prj. Did you mean 'q_proj'?"
     ]
+
+
+def test_the_word_for_the_bare_base_names_no_adapter():
+    with pytest.raises(AttachError, match="means the bare base"):
+        attach(llama(), LoraConfig(), "__base__")
+
+
+def test_a_module_around_another_adapters_is_not_saved_whole():
+    model = llama()
+    book = attach(model, LoraConfig(target_modules=["gate_proj"]), "a")
+    with pytest.raises(AttachError, match=r"gate_proj, which lies in model.layers.0.mlp, has an adapter already"):
+        attach(model, LoraConfig(modules_to_save=["mlp"]), "b")
+    assert (book.active, len(book.sites("a"))) == (["a"], 2)
+
+
+@pytest.mark.parametrize("names", [["mlp", "gate_proj"], ["gate_proj", "mlp"]])
+def test_modules_to_save_do_not_nest(names):
+    model = llama()
+    before = [name for name, _ in model.named_modules()]
+    with pytest.raises(AttachError, match=r"modules_to_save: .* lies in"):
+        attach(model, LoraConfig(modules_to_save=names))
+    assert [name for name, _ in model.named_modules()] == before
+
+
+def test_a_prompt_is_in_the_mode_of_its_model():
+    model = llama()
+    attach(model, PromptEncoderConfig(num_virtual_tokens=3))
+    assert not any(module.training for module in model.modules())

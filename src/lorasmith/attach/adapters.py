@@ -67,6 +67,8 @@ class Adapters:
         chosen = [names] if isinstance(names, str) else list(names)
         for name in chosen:
             self.check(name)
+        if len(set(chosen)) < len(chosen):
+            raise AttachError(f"{', '.join(chosen)}: an adapter acts once; name each one once")
         prompts = [name for name in chosen if self.configs[name].is_prompt_learning]
         if len(prompts) > 1 or (prompts and len(chosen) > 1):
             raise AttachError(f"{', '.join(chosen)}: a soft prompt acts alone; activate one adapter")
@@ -140,13 +142,18 @@ class Adapters:
 
     def _assign(self, assigned: Assignment | None) -> None:
         self.assigned = assigned
-        self.base_tensors.place(self.active if self.enabled and assigned is None else [])
         for _, adapted in self.adapted():
             adapted.assigned = assigned
         for _, saved in self.saved_modules():
             saved.assigned = assigned
+        self._place_what_has_no_rows()
+
+    def _place_what_has_no_rows(self) -> None:
+        """Let base tensors and the prompt of the active adapters act, unless all are off or rows are named."""
+        acts = self.enabled and self.assigned is None
+        self.base_tensors.place(self.active if acts else [])
         if self.prompted is not None:
-            self.prompted.enabled = self.enabled and assigned is None
+            self.prompted.enabled = acts
 
     def enable(self, enabled: bool) -> None:
         """Switch all adapters on or off; off means the bare base, so what was merged in place is unmerged."""
@@ -157,9 +164,7 @@ class Adapters:
             adapted.enabled = enabled
         for _, saved in self.saved_modules():
             saved.enabled = enabled
-        if self.prompted is not None:
-            self.prompted.enabled = enabled
-        self.base_tensors.place(self.active if enabled else [])
+        self._place_what_has_no_rows()
 
     def unmerge(self, unless: list[str] | None = None) -> None:
         """Undo merges in place, bit for bit; those of exactly the adapters unless stay."""
@@ -175,7 +180,8 @@ class Adapters:
         self.check(name)
         self.unmerge()
         rest = [other for other in self.active if other != name]
-        self.activate(rest or [other for other in self.configs if other != name][:1])
+        others = [other for other in self.configs if other != name]
+        self.activate(rest or others[:1] if name in self.active else rest)
         # from the innermost wrapper out, so that the paths of what follows stay true
         for path, adapted in reversed(list(self.adapted())):
             if name in adapted.sites:
@@ -196,7 +202,7 @@ class Adapters:
         self.class_names.forget(name)
         del self.configs[name]
         self._training_parts.pop(name, None)
-        self.base_tensors.place(self.active if self.enabled else [])
+        self._place_what_has_no_rows()
 
     def parameters(self, name: str) -> list[nn.Parameter]:
         """The tensors that belong to one adapter, each once."""

@@ -16,7 +16,7 @@ from lorasmith.attach.content import AdapterContent
 from lorasmith.attach.placing import attach
 from lorasmith.attach.saved_embeddings import refuse_foreign_embeddings, resize_embeddings
 from lorasmith.attach.state import SaveEmbeddings, adapter_state, check_keys, load_adapter_state
-from lorasmith.errors import AdapterError, LorasmithError
+from lorasmith.errors import AdapterError
 from lorasmith.methods import (
     CLASSIFICATION,
     AdapterConfig,
@@ -111,13 +111,14 @@ def attach_content(
         _take_exported_(book, name, content.state)
         return book
     replaced = _as_it_trains(book, name) if name in book.configs else None
-    before = list(book.active)
+    before, first = list(book.active), not book.configs
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     prompt = book.prompted.encoder[name] if book.prompted is not None and name in book.prompted.encoder else None
     if replaced is not None:
         book.remove(name)
     try:
         return _attach_loaded(model, content, name, float32, skip_mismatched)
-    except LorasmithError:
+    except Exception:
         if name in book.configs:
             book.remove(name)
         if replaced is not None:
@@ -126,6 +127,8 @@ def attach_content(
                 # with what no file holds: the encoder of its virtual tokens
                 book.prompted.encoder[name] = prompt
         book.activate(before)
+        for parameter in trained if first else []:
+            parameter.requires_grad_(True)
         raise
 
 

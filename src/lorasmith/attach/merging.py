@@ -116,6 +116,8 @@ def _ready(model: nn.Module, names: list[str] | None) -> tuple[Adapters, list[st
 def _drop_book(model: nn.Module, book: Adapters, together: list[list[str]]) -> None:
     for path, saved in list(book.saved_modules()):
         model.set_submodule(path, saved.acting)
+    if book.prompted is not None:
+        book.prompted.detach()
     for first, *others in together:
         for other in others:
             model.get_submodule(other).weight = model.get_submodule(first).weight

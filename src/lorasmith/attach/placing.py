@@ -8,6 +8,7 @@ from torch import nn
 from lorasmith.attach.adapted import Adapted
 from lorasmith.attach.adapted_parameter import module_inside, wrap_parameter_
 from lorasmith.attach.adapters import KEY_PREFIX, Adapters, adapters_of
+from lorasmith.attach.assignment import BASE
 from lorasmith.attach.parameters import linear_layers_of, select_parameters
 from lorasmith.attach.prompted import Prompted, input_embedding
 from lorasmith.attach.saved_module import SavedModule
@@ -58,7 +59,7 @@ def attach(
 
     Layers of bitsandbytes are taken over first. float32 keeps the adapter's own tensors in float32 beside 16-bit
     weights. fresh is False where the adapter's tensors are loaded next, so that no start is computed for them. Raises
-    AttachError, and changes nothing, where the config does not fit the model.
+    AttachError, and changes nothing, where the config does not fit the model. What was merged in place is unmerged.
     """
     book = adapters_of(model)
     _check_name(book, adapter_name)
@@ -66,6 +67,7 @@ def attach(
     config = copy.deepcopy(config)
     method = method_of(config)
     # a new adapter starts from the base, not from what another one made of it
+    book.unmerge()
     book.base_tensors.place([])
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not book.configs:
@@ -109,6 +111,8 @@ def _check_name(book: Adapters, name: str) -> None:
         raise AttachError(f"adapter name {name!r} must not be empty or hold a dot; choose a plain word")
     if name in book.configs:
         raise AttachError(f"adapter {name!r} exists already; choose another name or delete that one first")
+    if name == BASE:
+        raise AttachError(f"adapter name {name!r} means the bare base where rows are named; choose another")
     if is_taken_by_torch(name):
         raise AttachError(f"adapter name {name!r} is taken by PyTorch's ModuleDict; choose another")
 
@@ -271,10 +275,23 @@ def _place_saved_modules(book: Adapters, config: AdapterConfig, name: str) -> No
         for path, module in found:
             if isinstance(module, SiteHolder):
                 raise AttachError(f"modules_to_save: {path} is adapted already; leave it out of one of the two")
+            _refuse_nested(book, path)
             saved = module if isinstance(module, SavedModule) else SavedModule(module)
             saved.add(name)
             if saved is not module:
                 book.model.set_submodule(path, saved)
+
+
+def _refuse_nested(book: Adapters, path: str) -> None:
+    """Raise AttachError for a module to save that lies in another one, or has in it what an adapter put there.
+
+    A copy of the whole would hide from the book what is inside.
+    """
+    for other, module in base_modules(book.model):
+        if isinstance(module, SavedModule) and path.startswith(f"{other}."):
+            raise AttachError(f"modules_to_save: {path} lies in {other}, which is saved whole; leave one of them out")
+        if isinstance(module, SiteHolder | SavedModule) and other.startswith(f"{path}."):
+            raise AttachError(f"modules_to_save: {other}, which lies in {path}, has an adapter already; name others")
 
 
 def _tie_saved_modules(book: Adapters, name: str) -> None:

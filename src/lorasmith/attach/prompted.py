@@ -32,6 +32,7 @@ class Prompted:
     def add(self, name: str, prompt: Prompt) -> None:
         """Hold prompt as that of the adapter of this name."""
         self.encoder[name] = prompt
+        self.encoder.train(self.model.training)
         assert isinstance(self.model, PreTrainedModel)
         if isinstance(prompt, Prefix):
             self._prefixes = self._prefixes or Prefixes(self.model, self)
