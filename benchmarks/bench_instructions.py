@@ -1,6 +1,6 @@
 """Fine-tuning on real instructions: ours beside PEFT + bitsandbytes in transformers' Trainer, 16 examples a step.
 
-    python benchmarks/bench_instructions.py [--model 134m|novels-8m] [--steps 3] [--rounds 3] [--only TEXT]
+    python benchmarks/bench_instructions.py [--model novels-8m|134m] [--steps 3] [--rounds 3] [--only TEXT]
 
 999 instructions in Alpaca's form (from the shared folder, LORASMITH_SHARED; skipped without it), of which the answers
 are learned, at their own lengths; all contestants get the same tokens and labels. A turn is a whole training run of
@@ -165,7 +165,7 @@ def measured(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = command_line(__doc__, rounds=3)
-    parser.add_argument("--model", choices=(RANDOM, REAL), default=RANDOM)
+    parser.add_argument("--model", choices=(REAL, RANDOM), default=REAL)
     parser.add_argument("--steps", type=int, default=3, help="optimizer steps of a turn")
     chosen = parser.parse_args()
     if chosen.worker:
