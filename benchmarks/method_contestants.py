@@ -16,7 +16,7 @@ class Method:
     """
 
     section: dict[str, Any]
-    rates: tuple[float, float | None]
+    rates: tuple[float | None, float | None]
     training: dict[str, Any] = field(default_factory=dict)
     share: str | None = None
 
@@ -33,7 +33,7 @@ def placed(**fields: Any) -> Method:
     return Method({"name": "lora", "r": 8, "lora_alpha": 16, **fields}, RATES, share=LORA)
 
 
-def named(name: str, reviews: float, tales: float | None, **fields: Any) -> Method:
+def named(name: str, reviews: float | None, tales: float | None, **fields: Any) -> Method:
     return Method({"name": name, **fields}, (reviews, tales))
 
 
@@ -60,7 +60,8 @@ METHODS: dict[str, Method] = {
     "IA3": named("ia3", 1e-2, 3e-2),
     "bottleneck, Houlsby": named("bottleneck", 1e-3, 3e-3, placement="houlsby"),
     "bottleneck, Pfeiffer": named("bottleneck", 1e-3, 3e-3, placement="pfeiffer"),
-    "bottleneck, parallel": named("bottleneck", 1e-3, 3e-3, placement="parallel"),
+    # BERT's feed-forward is no module of its own
+    "bottleneck, parallel": named("bottleneck", None, 3e-3, placement="parallel"),
     "prompt tuning": named("prompt_tuning", 3e-2, 3e-2, num_virtual_tokens=20),
     "p-tuning": named("p_tuning", 3e-3, 3e-3, num_virtual_tokens=20),
     "prefix tuning": named("prefix_tuning", 1e-2, 3e-2, num_virtual_tokens=20),
@@ -68,6 +69,7 @@ METHODS: dict[str, Method] = {
     "BitFit": named("bitfit", 3e-3, None),
     "norms": named("ln_tuning", 3e-3, 1e-2),
     "last layer, whole": named("full", 3e-4, 1e-3, layers="last-1"),
-    "head alone": named("full", 3e-2, 1e-3, target_modules="head"),
+    # a classifier's head trains with every method
+    "head alone": named("full", None, 1e-3, target_modules="head"),
     "full": named("full", 1e-4, 1e-3),
 }
