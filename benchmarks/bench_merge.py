@@ -243,7 +243,7 @@ def model_tasks(quick: bool) -> Iterator[Task]:
     model = "tinystories-656k"
     plain = LoraConfig(r=8, target_modules="all-linear")
     pooled = LoraConfig(r=8, target_modules="all-linear", use_qalora=True, qalora_group_size=GROUP)
-    cases = [("nf4", Scheme("nf4"), plain), ("int4", Scheme("int4"), plain), ("int4", ZEROS, pooled)]
+    cases = [(name, scheme, plain) for name, scheme in SCHEMES.items()] + [("int4", ZEROS, pooled)]
     texts = cache(partial(text_batches, model, 8 if quick else 24))
     for (name, scheme, config), size in product(cases, sizes(quick)):
         key = {"part": "models", "model": model, "format": name, "zero_points": scheme.zero_points, "size": size}
@@ -266,7 +266,9 @@ def trained_tensors(model: str, scheme: Scheme, config: LoraConfig, steps: int) 
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATES[model], weight_decay=0.0)
     loaded.train()
     for step, rows in zip(range(steps), random_windows(train, seed=0)):
-        optimizer.param_groups[0]["lr"] = LEARNING_RATES[model] * min((step + 1) / 10, (steps - step) / (steps - 10))
+        optimizer.param_groups[0]["lr"] = LEARNING_RATES[model] * min(
+            (step + 1) / 10, (steps - step) / max(1, steps - 10)
+        )
         loaded(input_ids=rows, labels=rows).loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -297,11 +299,13 @@ def trained_ways(
 def trained_cases(model: str) -> Iterator[tuple[str, Scheme, LoraConfig]]:
     plain = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
     yield "nf4", Scheme("nf4"), LoraConfig(**plain)
+    if model != "novels-8m":
+        yield "int8", Scheme("int8"), LoraConfig(**plain)
+        yield "int4", Scheme("int4"), LoraConfig(**plain)
+    # rows of stories260k are no whole number of blocks
     if model == "tinystories-656k":
         pooled = {"use_qalora": True, "qalora_group_size": GROUP}
         yield "int4", ZEROS, LoraConfig(**(plain | pooled))
-        yield "int8", Scheme("int8"), LoraConfig(**plain)
-        yield "int4", Scheme("int4"), LoraConfig(**plain)
 
 
 def main() -> None:

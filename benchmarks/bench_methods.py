@@ -1,10 +1,12 @@
 """Every method beside LoRA on two real tasks: what it trains, what it costs, what it reaches.
 
-    python benchmarks/bench_methods.py [--tasks reviews tales] [--only TEXT] [--seeds 3] [--costs] [--write]
+    python benchmarks/bench_methods.py [--tasks reviews tales] [--only TEXT] [--seeds 3] [--search] [--costs] [--write]
 
 reviews: minilm-l6-v2 (22.7 million parameters) learns to tell IMDb's reviews by their last 32 words, 512 of them in 128
 steps; accuracy on 300 others. tales: tinystories-656k learns Grimm's first nine tenths in 200 steps of 16 x 128
 tokens; loss a token on windows of the last tenth. Each through `lorasmith.train`, in f32, with warm-up and cosine.
+With --search, learning rates are compared on 150 further reviews, by loss, with a seed of their own; the rates of
+method_contestants.py come from there.
 Means over seeds and 95 % intervals of the mean (Student's t); the intervals of one run's own sample are in the results.
 With --costs a step of novels-8m on 16 x 128 tokens is timed beside LoRA's, every method in a process of its own
 (contest.py), five at a time.
@@ -46,23 +48,23 @@ BEGIN, END = "<!-- table: python benchmarks/bench_methods.py --write -->\n", "<!
 TASKS = ("reviews", "tales")
 MODELS = {"reviews": "minilm-l6-v2", "tales": "tinystories-656k", "costs": "novels-8m"}
 KINDS = {"reviews": "classification", "tales": "causal", "costs": "causal"}
-REVIEWS, HELD_REVIEWS, WORDS, STEPS = 512, 300, 32, 200
+REVIEWS, HELD_REVIEWS, SEARCH_REVIEWS, WORDS, STEPS = 512, 300, 150, 32, 200
+# rates to search among, and the seed of the search's runs
+RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+SEARCH_SEED = 7
 BATCHES = {"reviews": 4, "tales": 16, "costs": 16}
 LENGTHS = {"reviews": 48, "tales": 128, "costs": 128}
 # the 97.5 % point of Student's t with n - 1 degrees of freedom
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 
 
-def reviews() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The ends of reviews to learn and of others to score."""
-    both = []
-    for name, count in (("train", REVIEWS), ("test", HELD_REVIEWS)):
-        # not splitlines: a review may hold other line separators
-        lines = (SHARED / "imdb" / f"{name}.jsonl").read_text(encoding="utf-8").strip().split("\n")
-        # the files are sorted by label in places: every n-th line is a fair sample
-        chosen = map(json.loads, lines[:: len(lines) // count][:count])
-        both.append([{**review, "text": " ".join(review["text"].split()[-WORDS:])} for review in chosen])
-    return both[0], both[1]
+def reviews(part: str, first: int, count: int) -> list[dict[str, Any]]:
+    """The ends of count reviews of a file, from line first on."""
+    # not splitlines: a review may hold other line separators
+    lines = (SHARED / "imdb" / f"{part}.jsonl").read_text(encoding="utf-8").strip().split("\n")
+    # the files are sorted by label in places: every n-th line is a fair sample
+    chosen = map(json.loads, lines[first :: len(lines) // count][:count])
+    return [{**review, "text": " ".join(review["text"].split()[-WORDS:])} for review in chosen]
 
 
 def tales(tokenizer: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -101,10 +103,18 @@ def trained(section: dict[str, Any], task: str) -> int:
     return sum(p.numel() for p in book.parameters("default") if id(p) not in heads)
 
 
-def score(name: str, task: str, seed: int) -> dict[str, Any]:
+def examples(task: str, tokenizer: Any, searching: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What a run learns and what is held out; for a search of rates, reviews that no other run sees."""
+    if task == "tales":
+        return tales(tokenizer)
+    held = reviews("train", 1, SEARCH_REVIEWS) if searching else reviews("test", 0, HELD_REVIEWS)
+    return reviews("train", 0, REVIEWS), held
+
+
+def score(name: str, task: str, seed: int, rate: float, searching: bool = False) -> dict[str, Any]:
     """One run's score on what was held out."""
     method, loaded = METHODS[name], load(task, seed)
-    train, held = reviews() if task == "reviews" else tales(loaded.tokenizer)
+    train, held = examples(task, loaded.tokenizer, searching)
     section = section_of(method, task)
     length = {"epochs": 1.0} if task == "reviews" else {"max_steps": STEPS, "packing": False}
     with tempfile.TemporaryDirectory() as folder:
@@ -118,7 +128,7 @@ def score(name: str, task: str, seed: int) -> dict[str, Any]:
             method=section,
             max_length=LENGTHS[task],
             batch_size=BATCHES[task],
-            learning_rate=method.rates[TASKS.index(task)],
+            learning_rate=rate,
             warmup=0.06,
             seed=seed,
             dtype="fp32",
@@ -130,7 +140,7 @@ def score(name: str, task: str, seed: int) -> dict[str, Any]:
         )
         summary = json.loads((run.folder / "summary.json").read_text())
     assert run.after is not None
-    metric = "accuracy" if task == "reviews" else "loss"
+    metric = "accuracy" if task == "reviews" and not searching else "loss"
     rank = {"rank": section["r"]} if method.share else {}
     return {"trainable": summary["trainable_parameters"], **rank, **run.after[metric]}
 
@@ -140,14 +150,42 @@ def measure(name: str, task: str, seed: int) -> None:
     rate = METHODS[name].rates[TASKS.index(task)]
     if rate is None or any(who.items() <= row.items() for row in known()["rows"]):
         return
-    row = {**who, "rate": rate, **score(name, task, seed)}
+    row = {**who, "rate": rate, **score(name, task, seed, rate)}
     print(f"{name}, {task}, seed {seed}: {row['value']:.4f}", flush=True)
     found = known()
     keep({**found, "rows": [*found["rows"], row]})
 
 
+def search(name: str) -> None:
+    """Runs on the reviews at the method's rate and at its neighbours, until the best has worse ones on both sides."""
+    first = METHODS[name].rates[TASKS.index("reviews")]
+    if first is None:
+        return
+    losses: dict[int, float] = {}
+    best = wanted = RATES.index(first)
+    while wanted is not None:
+        losses[wanted] = searched(name, RATES[wanted])
+        best = min(losses, key=losses.__getitem__)
+        around = (near for near in (best + 1, best - 1) if 0 <= near < len(RATES) and near not in losses)
+        wanted = next(around, None)
+    print(f"{name}: {RATES[best]:g}", flush=True)
+
+
+def searched(name: str, rate: float) -> float:
+    """The loss of a run at a rate, on the reviews kept for the search."""
+    who = {"contestant": name, "rate": rate}
+    for row in known()["searches"]:
+        if who.items() <= row.items():
+            return row["value"]
+    loss = score(name, "reviews", SEARCH_SEED, rate, searching=True)["value"]
+    print(f"{name} at {rate:g}: {loss:.4f}", flush=True)
+    keep({**known(), "searches": [*known()["searches"], {**who, "value": loss}]})
+    return loss
+
+
 def known() -> dict[str, Any]:
-    return json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": [], "costs": []}
+    nothing: dict[str, Any] = {"rows": [], "costs": [], "searches": []}
+    return {**nothing, **json.loads(RESULTS.read_text())} if RESULTS.is_file() else nothing
 
 
 def keep(found: dict[str, Any]) -> None:
@@ -260,6 +298,7 @@ def main() -> None:
     parser = command_line(__doc__, rounds=5)
     parser.add_argument("--tasks", nargs="*", choices=TASKS, default=TASKS)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--search", action="store_true", help="search for the methods' learning rates on the reviews")
     parser.add_argument("--costs", action="store_true", help="time a step of each method too")
     parser.add_argument("--write", action="store_true", help="put the table into docs/methods.md")
     parser.add_argument("--no-runs", action="store_true", help="train nothing; only costs or the table")
@@ -271,7 +310,10 @@ def main() -> None:
         costs(chosen, names)
         if chosen.worker:
             return
-    if not chosen.no_runs:
+    if chosen.search:
+        for name in names:
+            search(name)
+    elif not chosen.no_runs:
         for seed, task, name in itertools.product(range(chosen.seeds), chosen.tasks, names):
             measure(name, task, seed)
     text = table(known())

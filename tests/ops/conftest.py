@@ -1,10 +1,11 @@
-"""The blockwise kernels one by one: the reference, then each instruction set of the extension."""
+"""The blockwise kernels one by one: the reference, each instruction set of the extension, Triton's."""
 
 from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
 
+from gpu_kernels import OnDevice, triton_kernels
 from lorasmith.ops import native
 from lorasmith.ops.blockwise import cpu, reference
 
@@ -25,13 +26,23 @@ def forced(level: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture(params=NATIVE_LEVELS)
 def native_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The native kernels with each instruction set in turn."""
+    """The CPU's kernels with each instruction set in turn."""
     yield forced(request.param, monkeypatch)
     native.level.cache_clear()
 
 
-@pytest.fixture(params=("reference", *NATIVE_LEVELS))
-def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The reference and the native kernels; one module after the other with the same functions."""
-    yield reference if request.param == "reference" else forced(request.param, monkeypatch)
+@pytest.fixture(params=(*NATIVE_LEVELS, "triton"))
+def fast_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType | OnDevice]:
+    """All but the reference."""
+    yield triton_kernels("blockwise") if request.param == "triton" else forced(request.param, monkeypatch)
+    native.level.cache_clear()
+
+
+@pytest.fixture(params=("reference", *NATIVE_LEVELS, "triton"))
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType | OnDevice]:
+    """Every implementation; one module after the other with the same functions."""
+    if request.param == "reference":
+        yield reference
+    else:
+        yield triton_kernels("blockwise") if request.param == "triton" else forced(request.param, monkeypatch)
     native.level.cache_clear()

@@ -162,19 +162,19 @@ def test_quantizing_picks_the_nearest_level(kernels, name):
 @pytest.mark.parametrize("blocksize", [32, 64, 4096])
 @pytest.mark.parametrize("scale", [1e-40, 1.0, 3e37])
 @pytest.mark.parametrize("n", [1, 31, 33, 64, 4097, 16384])
-def test_native_values_are_the_references_bits(native_kernels, n, scale, blocksize, dtype):
+def test_native_values_are_the_references_bits(fast_kernels, n, scale, blocksize, dtype):
     packed, scales = reference.quantize_blockwise(seeded(n, scale=scale), NF4, blocksize)
     arguments = (packed, scales, NF4, blocksize, (n,), *NO_NESTED, dtype)
-    assert same_bits(native_kernels.dequantize_blockwise(*arguments), reference.dequantize_blockwise(*arguments))
+    assert same_bits(fast_kernels.dequantize_blockwise(*arguments), reference.dequantize_blockwise(*arguments))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("n", [1, 64 * 256, 64 * 256 + 1, 64 * 700 + 13])
-def test_native_values_with_nested_scales_are_the_references_bits(native_kernels, n, dtype):
+def test_native_values_with_nested_scales_are_the_references_bits(fast_kernels, n, dtype):
     packed, scales = reference.quantize_blockwise(seeded(n), FP4, 64)
     codes, nested_scales, offset = ops.double_quantize(scales)
     arguments = (packed, codes, FP4, 64, (n,), nested_scales, offset, dynamic_map(), 256, dtype)
-    assert same_bits(native_kernels.dequantize_blockwise(*arguments), reference.dequantize_blockwise(*arguments))
+    assert same_bits(fast_kernels.dequantize_blockwise(*arguments), reference.dequantize_blockwise(*arguments))
 
 
 def test_values_that_are_streamed_past_the_caches_are_the_references_bits(native_kernels):

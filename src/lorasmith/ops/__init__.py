@@ -17,7 +17,8 @@ import lorasmith.ops.rms_norm.reference
 import lorasmith.ops.rowwise.cpu
 import lorasmith.ops.rowwise.reference
 import lorasmith.ops.token_loss.cpu
-import lorasmith.ops.token_loss.reference  # noqa: F401
+import lorasmith.ops.token_loss.reference
+from lorasmith.ops import gpu
 from lorasmith.ops.adapted_linear.product import (
     BlockwiseProduct,
     DenseProduct,
@@ -43,6 +44,9 @@ from lorasmith.ops.rowwise.schema import dequantize_rowwise, quantize_rowwise, r
 from lorasmith.ops.status import KernelStatus, kernel_status
 from lorasmith.ops.token_loss.schema import Objective, Shaping, token_losses, token_losses_
 from lorasmith.ops.updated_weight import UpdatedWeight
+
+if gpu.devices():
+    import lorasmith.ops.blockwise.triton  # noqa: F401
 
 __all__ = [
     "Activation",

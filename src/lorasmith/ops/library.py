@@ -8,6 +8,8 @@ import torch
 
 from lorasmith.errors import DeviceError
 
+Device = Literal["cpu", "cuda"]
+
 LIBRARY = torch.library.Library("lorasmith", "DEF")
 
 # op -> devices with a kernel of their own; every other device runs the reference. A kernel's file may be imported
@@ -26,7 +28,7 @@ def implement_reference(name: str, function: Callable) -> None:
     LIBRARY.impl(name, function, "CompositeExplicitAutograd")
 
 
-def implement_native(name: str, device: Literal["cpu", "cuda"], function: Callable) -> None:
+def implement_native(name: str, device: Device, function: Callable) -> None:
     """Serve name on device with a kernel of its own, in place of the reference."""
     LIBRARY.impl(name, function, device.upper())
     NATIVE_KERNELS.setdefault(name, set()).add(device)
@@ -37,12 +39,12 @@ def implement_fake(name: str, function: Callable) -> None:
     torch.library.register_fake(f"lorasmith::{name}", function, lib=LIBRARY)
 
 
-def reference_only() -> bool:
-    """Whether LORASMITH_KERNELS=reference switches the fast kernels off. Read once, when the ops are registered.
+def chosen_kernels() -> Literal["auto", "reference", "triton"]:
+    """What LORASMITH_KERNELS says: each device's fastest, the reference alone, or Triton's where they run.
 
-    Raises DeviceError for any value but "reference", "auto" and none.
+    Read once, when the ops are registered. Raises DeviceError for any other value.
     """
     wanted = os.environ.get("LORASMITH_KERNELS") or "auto"
-    if wanted not in ("reference", "auto"):
-        raise DeviceError(f"LORASMITH_KERNELS={wanted} is not known; set it to reference or leave it out")
-    return wanted == "reference"
+    if wanted in ("auto", "reference", "triton"):
+        return wanted  # type: ignore[return-value]
+    raise DeviceError(f"LORASMITH_KERNELS={wanted} is not known; set it to reference or triton, or leave it out")

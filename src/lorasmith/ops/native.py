@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lorasmith.errors import DeviceError
-from lorasmith.ops.library import reference_only
+from lorasmith.ops.library import chosen_kernels
 
 try:
     from lorasmith.ops import _native
@@ -25,7 +25,7 @@ FLOATS = (torch.float32, torch.bfloat16)
 
 def extension() -> ModuleType | None:
     """lorasmith.ops._native, or None where the package was installed without it or it is switched off."""
-    return None if reference_only() else _native
+    return _native if chosen_kernels() == "auto" else None
 
 
 def kernels() -> ModuleType:
@@ -54,6 +54,6 @@ def level() -> str:
 
 def absence() -> str:
     """Why the reference kernels serve the CPU."""
-    if reference_only():
-        return "LORASMITH_KERNELS=reference"
+    if chosen_kernels() != "auto":
+        return f"LORASMITH_KERNELS={chosen_kernels()}"
     return "installed without the C++ extension (LORASMITH_NATIVE=0, or it was built for another Python)"

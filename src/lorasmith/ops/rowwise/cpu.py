@@ -6,7 +6,7 @@ Without them torch._int_mm is a scalar loop, slower than the reference.
 import torch
 from torch import Tensor
 
-from lorasmith.ops.library import implement_native, reference_only
+from lorasmith.ops.library import chosen_kernels, implement_native
 from lorasmith.ops.native import extension, kernels, level, plain
 
 
@@ -27,7 +27,7 @@ def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
 
 def uses_onednn() -> bool:
     """Whether torch._int_mm serves the product here."""
-    return torch.backends.cpu.get_cpu_capability() == "AVX512" and not reference_only()
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and chosen_kernels() == "auto"
 
 
 if uses_onednn():
