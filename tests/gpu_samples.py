@@ -7,6 +7,8 @@ import torch
 
 from lorasmith.formats import dynamic_map, formats
 from lorasmith.ops.blockwise import triton as blockwise
+from lorasmith.ops.gated_activation import triton as gated_activation
+from lorasmith.ops.rms_norm import triton as rms_norm
 
 NF4 = formats["nf4"].codebook("cpu")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -38,3 +40,26 @@ for dtype in FLOATS:
     SAMPLES[f"dequantize nested, {dtype}"] = partial(
         blockwise.dequantize_blockwise, *stored((64, 64), nested=True, blocksize=4096), dtype
     )
+
+
+def normed(x: torch.Tensor, plus_one: bool, rounds_first: bool, trains: bool) -> object:
+    weight = x.new_zeros(x.shape[-1])
+    _, rms = rms_norm.rms_norm(x, weight, 1e-6, plus_one, rounds_first)
+    return rms_norm.rms_norm_backward(x, x, weight, rms, plus_one, rounds_first, trains)
+
+
+for dtype in FLOATS:
+    SAMPLES[f"norm, {dtype}"] = partial(normed, torch.zeros(64, 4096, dtype=dtype), False, True, trains=False)
+SAMPLES["norm of narrow rows, trained"] = partial(normed, torch.zeros(4096, 96).bfloat16(), True, False, trains=True)
+SAMPLES["norm of wide rows, trained"] = partial(normed, torch.zeros(64, 16384).bfloat16(), False, True, trains=True)
+
+
+def gated(both: torch.Tensor, activation: str) -> object:
+    halves, grads = both.chunk(2, -1), torch.empty_like(both).chunk(2, -1)
+    grad = gated_activation.gated_activation(*halves, activation)
+    return gated_activation.gated_activation_backward_out(grad, *halves, activation, *grads)
+
+
+for dtype in FLOATS:
+    SAMPLES[f"SwiGLU, {dtype}"] = partial(gated, torch.zeros(2, 2, 4096, dtype=dtype), "silu")
+SAMPLES["GeGLU, not packed"] = partial(gated, torch.zeros(8192).bfloat16(), "gelu_tanh")

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
+import torch
 
 from gpu_kernels import OnDevice, triton_kernels
 from lorasmith.ops import native
@@ -46,3 +47,11 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     else:
         yield triton_kernels("blockwise") if request.param == "triton" else forced(request.param, monkeypatch)
     native.level.cache_clear()
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """New tensors without values hold NaN, so that what a kernel leaves out shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)

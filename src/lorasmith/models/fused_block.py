@@ -18,12 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from lorasmith.ops import Activation, gated_activation, gated_activation_packed, rms_norm
+from lorasmith.ops import Activation, gated_activation, gated_activation_packed, gpu, native, rms_norm
 from lorasmith.ops.gated_activation.schema import ACTIVATIONS
 from lorasmith.ops.library import NATIVE_KERNELS
-from lorasmith.ops.native import FLOATS
 
 logger = logging.getLogger(__name__)
+
+# the types that the kernels of a device read
+_FLOATS = {"cpu": native.FLOATS, "cuda": gpu.FLOATS}
 
 # without gradients, a call of an op takes longer than it saves on fewer elements (a token's, in generation)
 _FEWEST = 1 << 15
@@ -140,7 +142,7 @@ def _suits(op: str, x: Any, weight: Tensor | None = None) -> bool:
     """Whether the op's kernel serves x as it is, outside of any compiler, and pays."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or not isinstance(x, Tensor):
         return False
-    if x.dtype not in FLOATS or x.device.type not in NATIVE_KERNELS[op]:
+    if x.device.type not in NATIVE_KERNELS[op] or x.dtype not in _FLOATS[x.device.type]:
         return False
     if not torch.is_grad_enabled() and x.numel() < _FEWEST:
         return False
@@ -195,7 +197,7 @@ def _norm_agrees(module: nn.Module, rule: NormRule, width: int) -> bool:
     generator = torch.Generator().manual_seed(0)
     # rows of large and of tiny values (where epsilon shows), none with a mean of zero
     spread = torch.tensor([[30.0], [1.0], [1e-3]])
-    for dtype in FLOATS:
+    for dtype in native.FLOATS:
         x = ((torch.randn(3, width, generator=generator) + 0.5) * spread).to(dtype)
         weight = (torch.randn(width, generator=generator) + 1).to(dtype)
         stand_in = _shell(module)

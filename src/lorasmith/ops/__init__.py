@@ -46,7 +46,9 @@ from lorasmith.ops.token_loss.schema import Objective, Shaping, token_losses, to
 from lorasmith.ops.updated_weight import UpdatedWeight
 
 if gpu.devices():
-    import lorasmith.ops.blockwise.triton  # noqa: F401
+    import lorasmith.ops.blockwise.triton
+    import lorasmith.ops.gated_activation.triton
+    import lorasmith.ops.rms_norm.triton  # noqa: F401
 
 __all__ = [
     "Activation",
