@@ -24,7 +24,7 @@ class Batch:
     labels: Tensor  # int64 [B, T], -100 where nothing is learned, not shifted; classification: class ids [B]
     attention_mask: Tensor | None  # int64 [B, T], 0 on padding; None in a concatenated batch
     position_ids: Tensor | None  # int64 [1, T], from 0 in every segment; None in a padded batch
-    cu_seqlens: Tensor | None  # int32 [S + 1], where segments begin, and T; None in a padded batch
+    cu_seqlens: Tensor | None  # int32 [S + 1], on the CPU: where segments begin, and T; None in a padded batch
     supervised: int
     token_type_ids: Tensor | None = None  # int64 [B, T], 0 on padding; for pairs of texts, in a padded batch
 
@@ -42,13 +42,13 @@ class Batch:
         return arguments
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on device."""
+        """The same batch on device; the bounds of segments stay on the CPU, where attention reads them."""
         return Batch(
             self.input_ids.to(device),
             self.labels.to(device),
             None if self.attention_mask is None else self.attention_mask.to(device),
             None if self.position_ids is None else self.position_ids.to(device),
-            None if self.cu_seqlens is None else self.cu_seqlens.to(device),
+            self.cu_seqlens,
             self.supervised,
             None if self.token_type_ids is None else self.token_type_ids.to(device),
         )
@@ -110,7 +110,7 @@ def _end_to_end(batches: Sequence[Batch], supervised: int) -> Batch:
     bounds, start = [torch.zeros(1, dtype=torch.int32)], 0
     for batch in batches:
         assert batch.cu_seqlens is not None
-        bounds.append(batch.cu_seqlens[1:].cpu() + start)
+        bounds.append(batch.cu_seqlens[1:] + start)
         start += batch.input_ids.shape[1]
     positions = [batch.position_ids for batch in batches if batch.position_ids is not None]
     return Batch(
@@ -118,7 +118,7 @@ def _end_to_end(batches: Sequence[Batch], supervised: int) -> Batch:
         labels=torch.cat([batch.labels for batch in batches], 1),
         attention_mask=None,
         position_ids=torch.cat(positions, 1),
-        cu_seqlens=torch.cat(bounds).to(batches[0].input_ids.device),
+        cu_seqlens=torch.cat(bounds),
         supervised=supervised,
     )
 

@@ -68,4 +68,5 @@ def _owners(batch: Batch) -> Tensor:
     if batch.cu_seqlens is None:
         return torch.arange(rows, device=batch.labels.device)[:, None].expand(rows, tokens)
     positions = torch.arange(tokens, device=batch.labels.device)
-    return torch.searchsorted(batch.cu_seqlens[1:].long(), positions, right=True)[None]
+    ends = batch.cu_seqlens[1:].to(positions.device, torch.long)
+    return torch.searchsorted(ends, positions, right=True)[None]

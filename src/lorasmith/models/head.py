@@ -127,7 +127,7 @@ def next_token_targets(labels: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     targets = torch.full_like(labels, IGNORED)
     targets[:, :-1] = labels[:, 1:]
     if cu_seqlens is not None:
-        targets[:, cu_seqlens[1:].long() - 1] = IGNORED
+        targets[:, cu_seqlens[1:].to(labels.device, torch.long, non_blocking=True) - 1] = IGNORED
     return targets
 
 

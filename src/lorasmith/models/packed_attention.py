@@ -2,7 +2,8 @@
 
 A packed row holds several sequences end to end; cu_seqlens [segments + 1] says where each begins and the last ends.
 They travel to the attention layers as a four-dimensional attention mask, which transformers hands down as it is, so
-that no T x T mask is ever built. Without such a mask the function is transformers' own sdpa.
+that no T x T mask is ever built. Without such a mask the function is transformers' own sdpa. On a GPU one kernel takes
+all segments (segment_attention.py), elsewhere each is a call of sdpa.
 Keys before the first segment (the P of a prefix) are seen by every segment; the bounds then begin at P instead of 0.
 Axes: B batch (1 when packed), H heads, T tokens, L tokens of one segment, S segments, P shared keys.
 """
@@ -18,6 +19,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from lorasmith.errors import DataError, ModelError
+from lorasmith.models.segment_attention import attend, way
+from lorasmith.models.segments import Segments
 from lorasmith.models.trial import trial
 from lorasmith.ops.autocast import autocast_inputs
 from lorasmith.ops.precision import product_dtype, without_autocast
@@ -35,7 +38,7 @@ _CAPS = ("attn_logit_softcapping", "attn_logit_softcap")
 def segment_mask(cu_seqlens: Tensor) -> Tensor:
     """The attention_mask [1, 1, 1, S + 1] that carries cu_seqlens [S + 1] (int32) to the attention layers.
 
-    It lies on the CPU, because each layer reads it there.
+    It lies on the CPU, because each layer reads it there; what kernels want of it on their device is made once.
     """
     return cu_seqlens.to(device="cpu", dtype=torch.int32)[None, None, None]
 
@@ -96,29 +99,35 @@ def packed_attention(
     segments = _segments(attention_mask, cu_seq_lens_q)
     if segments is None:
         return call(query, key, value, attention_mask), None
-    bounds = segments.tolist()
-    shared = bounds[0]
-    if query.shape[0] != 1 or bounds[-1] != key.shape[2] or key.shape[2] != query.shape[2] + shared:
+    where = Segments(tuple(segments.tolist()), causal, sliding_window)
+    if query.shape[0] != 1 or where.bounds[-1] != key.shape[2] or where.tokens != query.shape[2]:
         raise DataError(
-            f"segments end at {bounds[-1]} but queries are {tuple(query.shape)} and keys {tuple(key.shape)}; "
+            f"segments end at {where.bounds[-1]} but queries are {tuple(query.shape)} and keys {tuple(key.shape)}; "
             "pack into one row, without a cache"
         )
-    lengths = {end - start for start, end in pairwise(bounds)}
+    query, _ = autocast_inputs(query, None)
+    key, value = key.to(query.dtype), value.to(query.dtype)
+    at_once = attend(way(query, value, dropout), query, key, value, where, scaling)
+    return _each(call, query, key, value, where) if at_once is None else at_once, None
+
+
+def _each(call: "_Call", query: Tensor, key: Tensor, value: Tensor, where: Segments) -> Tensor:
+    """Attention [1, T, H, head], a call for each segment; segments of one length are rows of a single call."""
+    shared, lengths = where.shared, set(where.lengths)
     if len(lengths) == 1:
         (length,) = lengths
-        mask = _window(length, shared, sliding_window, causal, query)
         rows = (_as_rows(key, length, shared), _as_rows(value, length, shared))
-        return call(_as_rows(query, length, 0), *rows, mask).flatten(0, 1)[None], None
+        return call(_as_rows(query, length, 0), *rows, _mask(length, where, query)).flatten(0, 1)[None]
     parts = [
         call(
             query[:, :, start - shared : end - shared],
             _with_shared(key, start, end, shared),
             _with_shared(value, start, end, shared),
-            _window(end - start, shared, sliding_window, causal, query),
+            _mask(end - start, where, query),
         )
-        for start, end in pairwise(bounds)
+        for start, end in pairwise(where.bounds)
     ]
-    return torch.cat(parts, 1), None
+    return torch.cat(parts, 1)
 
 
 class _Call:
@@ -176,15 +185,14 @@ def _with_shared(packed: Tensor, start: int, end: int, shared: int) -> Tensor:
     return torch.cat([packed[:, :, :shared], own], 2) if shared else own
 
 
-def _window(length: int, shared: int, window: int | None, causal: bool, like: Tensor) -> Tensor | None:
+def _mask(length: int, where: Segments, like: Tensor) -> Tensor | None:
     """Mask [1, 1, L, P + L] of what a segment's tokens see, or None where sdpa's own flag says it.
 
     The P shared keys are the positions before the segment, as far as a sliding window reaches them.
     """
+    shared, window = where.shared, where.window
     slides = window is not None and shared + length > window
-    if slides and not causal:
-        raise ModelError("packed attention knows no sliding window of an encoder; train with padding_free: false")
-    if not slides and not (causal and shared):
+    if not slides and not (where.causal and shared):
         return None
     keys = torch.arange(shared + length, device=like.device)
     distance = keys[shared:, None] - keys
