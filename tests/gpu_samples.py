@@ -9,6 +9,7 @@ from lorasmith.formats import dynamic_map, formats
 from lorasmith.ops.blockwise import triton as blockwise
 from lorasmith.ops.gated_activation import triton as gated_activation
 from lorasmith.ops.rms_norm import triton as rms_norm
+from lorasmith.ops.token_loss import triton as token_loss
 
 NF4 = formats["nf4"].codebook("cpu")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -63,3 +64,15 @@ def gated(both: torch.Tensor, activation: str) -> object:
 for dtype in FLOATS:
     SAMPLES[f"SwiGLU, {dtype}"] = partial(gated, torch.zeros(2, 2, 4096, dtype=dtype), "silu")
 SAMPLES["GeGLU, not packed"] = partial(gated, torch.zeros(8192).bfloat16(), "gelu_tanh")
+
+
+def loss(dtype: torch.dtype, columns: int, *asked: object) -> object:
+    """asked: softcap, scale, label smoothing, z-loss, gradient."""
+    logits, labels = torch.zeros(2, columns, dtype=dtype), torch.zeros(2, dtype=torch.long)
+    return token_loss.token_loss_(logits, labels, torch.zeros(2), *asked)
+
+
+for dtype in FLOATS:
+    SAMPLES[f"loss, {dtype}"] = partial(loss, dtype, 32000, None, 1.0, 0.0, 0.0, True)
+SAMPLES["loss, capped and smoothed"] = partial(loss, torch.bfloat16, 1000, 30.0, 0.5, 0.1, 1e-4, True)
+SAMPLES["loss of long rows, without gradient"] = partial(loss, torch.bfloat16, 262144, None, 1.0, 0.0, 0.0, False)

@@ -1,4 +1,4 @@
-"""The blockwise kernels one by one: the reference, each instruction set of the extension, Triton's."""
+"""Kernels one by one: the reference, each instruction set of the extension, Triton's."""
 
 from collections.abc import Iterator
 from types import ModuleType
@@ -29,6 +29,15 @@ def forced(level: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def native_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The CPU's kernels with each instruction set in turn."""
     yield forced(request.param, monkeypatch)
+    native.level.cache_clear()
+
+
+@pytest.fixture(params=(*NATIVE_LEVELS, "triton"))
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Each instruction set in turn, which the CPU's kernels then use, and triton, which a test calls itself."""
+    if request.param != "triton":
+        forced(request.param, monkeypatch)
+    yield request.param
     native.level.cache_clear()
 
 

@@ -10,12 +10,13 @@ from lorasmith.errors import DataError, FormatError
 from lorasmith.ops.cross_entropy import (
     IGNORED,
     chunked,
+    default_chunk,
     head_cross_entropy,
     head_token_losses,
     linear_cross_entropy,
     linear_token_losses,
 )
-from lorasmith.ops.token_loss.schema import Objective
+from lorasmith.ops.token_loss.schema import Objective, Shaping
 
 FORMS = [(None, 1.0), (None, 0.25), (3.0, 1.0), (3.0, 2.0)]
 
@@ -164,6 +165,27 @@ class _LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 self.elements = max(self.elements, tensor.numel())
         return result
+
+
+def test_chunks_are_of_nearly_one_size_and_never_larger_than_asked():
+    form = chunked.Form(Shaping(), Objective(), chunk=100)
+    sizes = [chunk.stop - chunk.start for chunk in form.chunks(210)]
+    assert sizes == [70, 70, 70]
+    assert [(chunk.start, chunk.stop) for chunk in form.chunks(101)] == [(0, 51), (51, 101)]
+    assert list(form.chunks(0)) == []
+
+
+def test_a_gpu_has_rows_enough_at_once_to_make_up_for_reading_the_head():
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    # 206 products of a row and a weight an H200 makes in bf16 while it reads one weight (989 TFLOP/s, 4.8 TB/s)
+    assert all(default_chunk(vocabulary, gpu) > 2 * 206 for vocabulary in (32000, 128256, 262144))
+    assert default_chunk(32000, cpu) * 32000 * 4 <= 64 << 20
+
+
+def test_rows_of_logits_begin_on_whole_vectors_on_a_gpu_and_stand_close_on_a_cpu():
+    assert chunked._logits(3, 50257, torch.bfloat16, torch.device("cpu")).is_contiguous()
+    logits = chunked._logits(3, 50257, torch.bfloat16, torch.device("meta"))
+    assert (logits.shape, logits.stride()) == ((3, 50257), (50272, 1))
 
 
 def test_no_tensor_is_larger_than_a_chunk_of_logits():

@@ -48,7 +48,8 @@ from lorasmith.ops.updated_weight import UpdatedWeight
 if gpu.devices():
     import lorasmith.ops.blockwise.triton
     import lorasmith.ops.gated_activation.triton
-    import lorasmith.ops.rms_norm.triton  # noqa: F401
+    import lorasmith.ops.rms_norm.triton
+    import lorasmith.ops.token_loss.triton  # noqa: F401
 
 __all__ = [
     "Activation",

@@ -110,7 +110,7 @@ def _head_bytes(head: nn.Module, step: StepMemory, settings: PlanSettings) -> in
     weight, device = head.weight, torch.device(settings.device)
     assert isinstance(weight, Tensor)
     vocabulary, width = head.shape if isinstance(head, QuantizedWeight) else weight.shape
-    rows = min(settings.batch_size * settings.length, default_chunk(vocabulary))
+    rows = min(settings.batch_size * settings.length, default_chunk(vocabulary, device))
     if isinstance(head, QuantizedWeight):
         logits = module_workspace(rows, vocabulary, settings.autocast or head.dtype, device)
     else:

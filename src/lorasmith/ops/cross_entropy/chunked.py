@@ -31,8 +31,9 @@ class Form:
     chunk: int
 
     def chunks(self, rows: int) -> Iterator[slice]:
-        """Slices that cover rows."""
-        return (slice(start, min(start + self.chunk, rows)) for start in range(0, rows, self.chunk))
+        """Slices that cover rows, of nearly one size: a product of few rows reads the head as long as one of many."""
+        size = -(-rows // max(1, -(-rows // self.chunk)))
+        return (slice(start, min(start + size, rows)) for start in range(0, rows, max(1, size)))
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,15 @@ def head_nll(hidden: Tensor, head: Callable[[Tensor], Tensor], rows: Rows, form:
     return total
 
 
+def _logits(rows: int, vocabulary: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Uninitialised logits [rows, vocabulary], on an accelerator with rows that begin on whole 16 elements.
+
+    There odd rows, as of GPT-2's 50,257, send matrix products into kernels that read element by element.
+    """
+    stride = vocabulary if device.type == "cpu" else -(-vocabulary // 16) * 16
+    return torch.empty(rows, stride, dtype=dtype, device=device)[:, :vocabulary]
+
+
 def _linear_forward(
     hidden: Tensor,
     weight: Tensor,
@@ -172,7 +182,7 @@ def _linear_forward(
     )
     factor = _Factor(weight, product_dtype(weight.dtype, weight.device))
     low_bias = None if bias is None else bias.to(factor.dtype)
-    buffer = torch.empty(min(form.chunk, supervised), vocabulary, dtype=factor.dtype, device=hidden.device)
+    buffer = _logits(min(form.chunk, supervised), vocabulary, factor.dtype, hidden.device)
     asked: Any = {"shaping": form.shaping, "objective": form.objective, "gradient": any(needs)}
     for chunk in form.chunks(supervised):
         hidden_CD = hidden.index_select(0, rows.index[chunk]).to(factor.dtype)

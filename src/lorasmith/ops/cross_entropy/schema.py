@@ -19,7 +19,10 @@ IGNORED = -100
 """The label of a row that carries no loss."""
 
 _CHUNK_ELEMENTS = 1 << 24
-"""Logits that exist at once when no chunk is given: 64 MiB in f32."""
+"""Logits that exist at once on a CPU when no chunk is given: 64 MiB in f32."""
+
+_ACCELERATOR_CHUNK_ELEMENTS = 1 << 27
+"""The same elsewhere, 256 MiB in 16 bits: the head is read twice a chunk, which 512 rows of any vocabulary make up for."""
 
 
 def linear_cross_entropy(
@@ -37,14 +40,14 @@ def linear_cross_entropy(
     """Sum of the negative log likelihoods of the labelled rows, and their number.
 
     hidden [..., D], head_weight [V, D], head_bias [V], labels int64 [...] with one label a row of hidden, already
-    shifted; -100 carries no loss and costs nothing. chunk is how many rows have logits at once (by default as many as
-    fill 64 MiB in f32). weights [...], one a label, multiply the losses of their rows; they get no gradient and do not
+    shifted; -100 carries no loss and costs nothing. chunk is how many rows have logits at once (see
+    default_chunk). weights [...], one a label, multiply the losses of their rows; they get no gradient and do not
     change the number. The sum is an f32 scalar (f64 for f64 input); its gradients to hidden, and to weight and bias
     where those require one, are made on the way, so that no logits are kept. Softmax and sum are at least f32.
     Raises DataError for a label outside the vocabulary, FormatError for shapes that do not fit.
     """
     _check_weight(head_weight, hidden)
-    form = _form(softcap, scale, objective, chunk, len(head_weight))
+    form = _form(softcap, scale, objective, chunk, hidden, len(head_weight))
     hidden_ND, rows = _supervised(hidden, labels, weights, len(head_weight))
     nll = chunked.linear_nll(hidden_ND, head_weight, head_bias, rows, form)
     return nll, rows.labels.numel()
@@ -65,7 +68,7 @@ def linear_token_losses(
     For evaluation: without gradients.
     """
     _check_weight(head_weight, hidden)
-    form = _form(softcap, scale, PLAIN, chunk, len(head_weight))
+    form = _form(softcap, scale, PLAIN, chunk, hidden, len(head_weight))
     hidden_ND, rows = _supervised(hidden, labels, None, len(head_weight))
     return chunked.linear_losses(hidden_ND, head_weight, head_bias, rows, form)
 
@@ -87,7 +90,7 @@ def head_cross_entropy(
     Each chunk's logits are made once in the forward and once more in the backward; parameters inside the head get
     their gradients in the ordinary way.
     """
-    form = _form(softcap, scale, objective, chunk, vocabulary)
+    form = _form(softcap, scale, objective, chunk, hidden, vocabulary)
     hidden_ND, rows = _supervised(hidden, labels, weights, vocabulary)
     return chunked.head_nll(hidden_ND, head, rows, form), rows.labels.numel()
 
@@ -103,16 +106,16 @@ def head_token_losses(
     chunk: int | None = None,
 ) -> Tensor:
     """As linear_token_losses, for a head that is any callable [rows, D] -> [rows, V]."""
-    form = _form(softcap, scale, PLAIN, chunk, vocabulary)
+    form = _form(softcap, scale, PLAIN, chunk, hidden, vocabulary)
     hidden_ND, rows = _supervised(hidden, labels, None, vocabulary)
     with torch.no_grad():
         parts = list(chunked.head_losses(hidden_ND, head, rows, form))
     return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.promote_types(hidden.dtype, torch.float32))
 
 
-def default_chunk(vocabulary: int) -> int:
-    """Rows of logits that exist at once when no chunk is given."""
-    return max(1, _CHUNK_ELEMENTS // vocabulary)
+def default_chunk(vocabulary: int, device: torch.device) -> int:
+    """Rows of logits that exist at once on device when no chunk is given."""
+    return max(1, (_CHUNK_ELEMENTS if device.type == "cpu" else _ACCELERATOR_CHUNK_ELEMENTS) // vocabulary)
 
 
 def _check_weight(weight: Tensor, hidden: Tensor) -> None:
@@ -122,8 +125,10 @@ def _check_weight(weight: Tensor, hidden: Tensor) -> None:
         )
 
 
-def _form(softcap: float | None, scale: float, objective: Objective, chunk: int | None, vocabulary: int) -> Form:
-    return Form(Shaping(softcap, scale), objective, chunk or default_chunk(vocabulary))
+def _form(
+    softcap: float | None, scale: float, objective: Objective, chunk: int | None, hidden: Tensor, vocabulary: int
+) -> Form:
+    return Form(Shaping(softcap, scale), objective, chunk or default_chunk(vocabulary, hidden.device))
 
 
 def _supervised(hidden: Tensor, labels: Tensor, weights: Tensor | None, vocabulary: int) -> tuple[Tensor, Rows]:

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lorasmith.errors import DataError, FormatError
+from lorasmith.ops import gpu, native
 from lorasmith.ops.library import NATIVE_KERNELS, define, implement_fake
-from lorasmith.ops.native import FLOATS
 
 define(
     "token_loss_",
@@ -111,8 +111,9 @@ def stray_label(labels: Tensor, classes: int) -> int | None:
     """A label that is not from 0 to below classes, or None where all are."""
     if labels.numel() == 0:
         return None
-    low, high = torch.aminmax(labels)
-    return next((label for label in (int(low), int(high)) if not 0 <= label < classes), None)
+    # both at once: each read from a GPU waits for all that is queued there
+    extremes: list[int] = torch.stack(torch.aminmax(labels)).tolist()
+    return next((label for label in extremes if not 0 <= label < classes), None)
 
 
 def _check(logits: Tensor, labels: Tensor, weights: Tensor | None) -> None:
@@ -127,7 +128,8 @@ def _check(logits: Tensor, labels: Tensor, weights: Tensor | None) -> None:
 
 def loss_bytes(dtype: torch.dtype, device: str) -> int:
     """Bytes a logit in dtype at the highest moment of token_losses_, the logit included, where there is no softcap."""
-    if device in NATIVE_KERNELS["token_loss_"] and dtype in FLOATS:
+    served = gpu.FLOATS if device == "cuda" else native.FLOATS
+    if device in NATIVE_KERNELS["token_loss_"] and dtype in served:
         return dtype.itemsize
     # the reference holds an f32 logit, and the exponential that its normaliser needs
     return 8 if dtype == torch.float32 else dtype.itemsize + 8
