@@ -10,6 +10,7 @@ from lorasmith.errors import DataError, FormatError
 from lorasmith.ops import Objective, Shaping
 from lorasmith.ops.token_loss.schema import PLAIN
 
+UNSHAPED = Shaping()
 TYPES = [torch.float32, torch.bfloat16]
 SIZES = [(1, 1), (1, 7), (3, 8), (5, 131), (4, 1031)]
 UNITS = {torch.float32: 2**-19, torch.bfloat16: 2**-7, torch.float16: 2**-10}
@@ -19,7 +20,7 @@ def seeded(*shape, spread=4.0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))) * spread
 
 
-def by_triton(logits, labels, weights=None, *, shaping=Shaping(), objective=PLAIN, gradient):
+def by_triton(logits, labels, weights=None, *, shaping=UNSHAPED, objective=PLAIN, gradient):
     """As ops.token_losses_."""
     asked = (shaping.softcap, shaping.scale, objective.label_smoothing, objective.z_loss, gradient)
     return triton_kernels("token_loss").token_loss_(logits, labels, weights, *asked)

@@ -22,7 +22,7 @@ _CHUNK_ELEMENTS = 1 << 24
 """Logits that exist at once on a CPU when no chunk is given: 64 MiB in f32."""
 
 _ACCELERATOR_CHUNK_ELEMENTS = 1 << 27
-"""The same elsewhere, 256 MiB in 16 bits: the head is read twice a chunk, which 512 rows of any vocabulary make up for."""
+"""The same elsewhere, 256 MiB in 16 bits: each chunk reads the head twice, which 512 rows or more make up for."""
 
 
 def linear_cross_entropy(

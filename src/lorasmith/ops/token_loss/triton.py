@@ -1,8 +1,8 @@
 """Cross-entropy of rows of logits on a GPU: one program a row, which reads it twice and writes the gradient over it.
 
-The first pass keeps, for every vector of 16 bytes, the largest z so far and the sum of exp(z - that), so that an element
-costs one exponential and the logits go by once (online softmax, arXiv 1805.02867). The second finds a row of up to some
-hundred KB still in the L2 cache, if few enough rows are at work at once: see _shape. reference.py is the specification.
+The first pass keeps, for every vector of 16 bytes, the largest z so far and the sum of exp(z - that), so that an
+element costs one exponential and the logits go by once (online softmax, arXiv 1805.02867). The second finds a row still
+in the L2 cache where few enough are at work at once: see _shape. reference.py is the specification.
 """
 
 import torch
