@@ -177,9 +177,16 @@ def test_a_disk_that_refuses_stops_the_run(place, monkeypatch):
         examine(place_checks, place)
 
 
-def test_float16_activations_stop_the_run(place):
-    with pytest.raises(InputError, match="fp16"):
-        examine(place_checks, replace(place, dtype=torch.float16))
+def test_float16_activations_on_a_cpu_are_warned_of(place):
+    (finding,) = examine(place_checks, replace(place, dtype=torch.float16))
+    assert (finding.severity, "training.dtype=fp32" in finding.message) == ("warning", True)
+    assert examine(place_checks, replace(place, dtype=torch.float16, device=torch.device("cuda"))) == []
+
+
+def test_checkpoints_that_should_leave_a_cpu_stop_the_run(place):
+    with pytest.raises(InputError, match=r"offload_checkpoints=true moves them from a CUDA GPU .* device is cpu"):
+        examine(place_checks, replace(place, offloads=True))
+    assert examine(place_checks, replace(place, offloads=True, device=torch.device("cuda"))) == []
 
 
 @pytest.mark.parametrize("instructions", [False, True])

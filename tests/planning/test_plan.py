@@ -191,3 +191,18 @@ def test_copies_of_trained_base_tensors_are_counted_and_a_copied_model_has_its_o
     assert parts(model)["copies of trained base tensors"] == 2 * 4 * trained
     # torch tells of a failure there by a traceback, whatever is made of it
     assert capfd.readouterr().err == ""
+
+
+def test_inputs_in_host_memory_leave_two_of_them_on_the_device():
+    model = adapted(llama(num_hidden_layers=6))
+    fields = {"batch_size": 2, "length": 24, "gradient_checkpointing": True}
+    kept, offloaded = (plan(model, settings(**fields, offload_checkpoints=away)) for away in (False, True))
+    # f32 inputs of six layers
+    one = 2 * 24 * 32 * 4
+    assert (kept.host, offloaded.host) == (0, 6 * one)
+    assert offloaded.total < kept.total
+    saved = "activations kept for backward"
+    # the last layer's input waits where it is
+    assert kept.components[saved] - offloaded.components[saved] == 5 * one
+    assert "in host memory" in "".join(offloaded.lines())
+    assert MemoryPlan.from_json(offloaded.to_json()) == offloaded

@@ -10,6 +10,7 @@ from lorasmith.attach import PARTS
 from lorasmith.cli.options import OfflineOption, RevisionOption, TrustOption
 from lorasmith.errors import RecipeError
 from lorasmith.methods import methods
+from lorasmith.ops.cuda_allocation import grow_segments
 from lorasmith.recipes.dry_run import dry_run_lines
 from lorasmith.recipes.fine_tune import fine_tune, resume_run
 from lorasmith.recipes.reading import parse_override, read_recipe
@@ -83,6 +84,7 @@ def train(
     }
     overrides = [(key, value) for key, value in flags.items() if value is not None]
     overrides += [parse_override(text) for text in setting or []]
+    grow_segments()
     if resume is not None:
         _refuse_changes(recipe, overrides, dry_run)
         resume_run(resume, typer.echo)

@@ -29,6 +29,7 @@ class PlanSettings:
     length: int
     task: Literal["causal", "classification"] = "causal"
     gradient_checkpointing: bool = False
+    offload_checkpoints: bool = False
     return_freed_memory: bool = False
     optimizer_bytes: float = ADAMW_BYTES
     autocast: torch.dtype | None = None
@@ -45,10 +46,14 @@ class PlanSettings:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Predicted bytes at the highest moment of a training step; the components sum to the total."""
+    """Predicted bytes at the highest moment of a training step; the components sum to the total.
+
+    host is what waits in host memory meanwhile, beside the total.
+    """
 
     components: Mapping[str, int]
     device: str = "cpu"
+    host: int = 0
 
     @property
     def total(self) -> int:
@@ -59,11 +64,13 @@ class MemoryPlan:
         """A table for a terminal: a line a component, the total last."""
         width = max([len(name) for name in self.components] + [len("predicted peak")])
         rows = [*self.components.items(), ("predicted peak", self.total)]
+        if self.host:
+            rows.append(("in host memory", self.host))
         return [f"{name:<{width}}  {readable(size):>10}" for name, size in rows]
 
     def to_json(self) -> str:
         """The text of plan.json."""
-        content = {"device": self.device, "components": dict(self.components), "total": self.total}
+        content = {"device": self.device, "components": dict(self.components), "total": self.total, "host": self.host}
         return json.dumps(content, indent=2) + "\n"
 
     @classmethod
@@ -71,7 +78,9 @@ class MemoryPlan:
         """The plan that to_json wrote. Raises PlanError for other text."""
         try:
             content = json.loads(text)
-            return cls({str(name): int(size) for name, size in content["components"].items()}, str(content["device"]))
+            components = {str(name): int(size) for name, size in content["components"].items()}
+            # plans were once without it
+            return cls(components, str(content["device"]), int(content.get("host", 0)))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise PlanError(f"plan.json does not hold a memory plan ({error!r}); run train --dry-run again") from error
 

@@ -51,7 +51,7 @@ def plan(model: PreTrainedModel, settings: PlanSettings) -> MemoryPlan:
         "one dequantized weight": _dequantized_bytes(model, settings),
     }
     components |= _process(settings, allocated=sum(components.values()) - sum(held.values()))
-    return MemoryPlan({name: size for name, size in components.items() if size})
+    return MemoryPlan({name: size for name, size in components.items() if size}, host=step.host)
 
 
 def _process(settings: PlanSettings, allocated: int) -> dict[str, int]:

@@ -25,6 +25,7 @@ from lorasmith.attach import adapters_of
 from lorasmith.attach.site_holder import SiteHolder
 from lorasmith.errors import PlanError
 from lorasmith.models.activation_checkpointing import checkpoint_activations_
+from lorasmith.models.offloaded_inputs import OffloadedInputs, Wait
 from lorasmith.ops import DenseProduct
 from lorasmith.planning.memory_plan import PlanSettings
 from lorasmith.quantized import QuantizedLinear
@@ -32,13 +33,36 @@ from lorasmith.quantized import QuantizedLinear
 _TRACED = "lorasmith_traced"
 
 
+class _Elsewhere:
+    """A mover of layers' inputs to memory that is not counted with the device's: of each, only shape and type go."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def out(self, x: Tensor) -> tuple[Any, Wait]:
+        self.bytes += x.numel() * x.element_size()
+        return (x.shape, x.dtype), _done
+
+    def back(self, host: Any) -> tuple[Tensor, Wait]:
+        shape, dtype = host
+        return torch.empty(shape, dtype=dtype), _done
+
+
+def _done() -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes besides weights, gradients and optimizer: kept between forward and backward, and at the highest moment."""
+    """Bytes besides weights, gradients and optimizer: kept between forward and backward, and at the highest moment.
+
+    host is what waits in host memory meanwhile.
+    """
 
     saved: int
     peak: int
     hidden: int
+    host: int = 0
 
 
 class _StorageMeter(TorchDispatchMode):
@@ -190,8 +214,9 @@ def _run(model: PreTrainedModel, settings: PlanSettings, whole: bool) -> StepMem
     model.train()
     if settings.task == "causal":
         _without_masks_(model)
+    elsewhere = _Elsewhere()
     if settings.gradient_checkpointing:
-        checkpoint_activations_(model)
+        checkpoint_activations_(model, OffloadedInputs(elsewhere) if settings.offload_checkpoints else None)
     for parameter in model.parameters():
         # gradients exist beforehand, so that they are added in place and not counted here
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
@@ -207,7 +232,7 @@ def _run(model: PreTrainedModel, settings: PlanSettings, whole: bool) -> StepMem
         saved, hidden = meter.live, value.numel() * value.element_size()
         if value.requires_grad:
             value.backward(torch.empty_like(value))
-    return StepMemory(saved, meter.peak, hidden)
+    return StepMemory(saved, meter.peak, hidden, elsewhere.bytes)
 
 
 def _inputs(settings: PlanSettings, with_labels: bool) -> dict[str, Any]:

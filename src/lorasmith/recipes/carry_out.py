@@ -260,7 +260,7 @@ def _write_page(work: Work, outcome: Outcome, result: TrainingResult) -> None:
 
 
 def _summary(work: Work, result: TrainingResult, seconds: float) -> Summary:
-    count = count_parameters(work.model)
+    count, memory = count_parameters(work.model), measure(work.model.device)
     return Summary(
         model=work.recipe.model.path,
         method=work.recipe.method["name"],
@@ -274,5 +274,6 @@ def _summary(work: Work, result: TrainingResult, seconds: float) -> Summary:
         best_step=result.best_step,
         stopped_because=result.stopped_because,
         seconds=seconds,
-        peak_memory_bytes=measure(work.model.device).peak,
+        peak_memory_bytes=memory.peak,
+        peak_reserved_bytes=memory.reserved,
     )

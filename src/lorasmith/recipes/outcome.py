@@ -41,7 +41,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Summary:
-    """The run in numbers. peak_memory_bytes is of the process, or of the accelerator."""
+    """The run in numbers.
+
+    peak_memory_bytes is of the process, or of tensors on the accelerator; peak_reserved_bytes what torch took from a
+    CUDA device for them, None elsewhere.
+    """
 
     model: str
     method: str
@@ -56,6 +60,7 @@ class Summary:
     stopped_because: str
     seconds: float
     peak_memory_bytes: int
+    peak_reserved_bytes: int | None = None
 
     def write(self, folder: Path) -> None:
         """Writes summary.json into the run folder."""

@@ -46,7 +46,7 @@ def prepare(recipe: Recipe) -> Prepared:
     """
     recipe = recipe.resolved()
     device = resolve(recipe.device)
-    found = examine(place_checks, Place(Path(recipe.output), device, DTYPES.get(recipe.training.dtype)))
+    found = examine(place_checks, place_of(recipe, Path(recipe.output), device))
     checkpoint = open_base(recipe.model)
     recipe = with_storage(recipe, checkpoint)
     tokenizer = load_tokenizer(checkpoint.folder, trust_remote_code=recipe.model.trust_remote_code)
@@ -117,6 +117,11 @@ def _checked(
     return predicted, unplanned + examine(job_checks, job)
 
 
+def place_of(recipe: Recipe, output: Path, device: torch.device) -> Place:
+    """Where the run works and writes, as the doctor looks at it."""
+    return Place(output, device, DTYPES.get(recipe.training.dtype), recipe.training.offload_checkpoints)
+
+
 def with_length(recipe: Recipe, context: int | None) -> Recipe:
     """The recipe with a length that fits a model of context positions, unless the recipe states one."""
     if context is None or "max_length" in recipe.data.model_fields_set:
@@ -153,6 +158,7 @@ def predict_memory(model: PreTrainedModel, recipe: Recipe, dataset: Dataset, dev
         length=recipe.data.max_length if packs else dataset.longest,
         task=recipe.task,
         gradient_checkpointing=recipe.training.gradient_checkpointing,
+        offload_checkpoints=recipe.training.offload_checkpoints,
         return_freed_memory=recipe.training.return_freed_memory,
         autocast=autocast_dtype(model, recipe.training.dtype),
         # the process's own memory does not lie on an accelerator

@@ -29,7 +29,7 @@ class ModelSection(Section):
     path: str = Field(description="folder of a Hugging Face checkpoint, or a name on the hub")
     revision: str | None = Field(default=None, description="branch, tag or commit on the hub")
     token_env: str | None = Field(default=None, description="environment variable that holds the hub token")
-    dtype: Literal["auto", "bf16", "fp32"] = Field(
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = Field(
         default="auto", description="type of what stays unquantized; auto: stored"
     )
     trust_remote_code: bool = Field(default=False, description="run Python files that lie in the model folder")
@@ -160,9 +160,16 @@ class TrainingSection(Section):
     z_loss: float = Field(default=_TRAINING.z_loss, description="weight of the squared log-normaliser in the loss")
     betas: tuple[float, float] = Field(default=_TRAINING.betas, description="AdamW's averages of gradient and square")
     eps: float = Field(default=_TRAINING.eps, description="AdamW's epsilon")
-    dtype: Precision = Field(default=_TRAINING.dtype, description="type of the activations")
+    dtype: Precision = Field(
+        default=_TRAINING.dtype, description="type of the activations: bf16, fp32, or fp16 with a scale on the loss"
+    )
     gradient_checkpointing: bool = Field(
         default=_TRAINING.gradient_checkpointing, description="recompute layers in the backward pass to save memory"
+    )
+    offload_checkpoints: bool = Field(
+        default=_TRAINING.offload_checkpoints,
+        description="on a CUDA GPU with gradient_checkpointing, keep the layers' inputs in host memory until the "
+        "backward pass",
     )
     return_freed_memory: bool = Field(
         default=_TRAINING.return_freed_memory,

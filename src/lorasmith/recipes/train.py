@@ -10,16 +10,15 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorasmith.attach import Adapters, adapters_of, attach
-from lorasmith.doctor import Place, examine, place_checks
+from lorasmith.doctor import examine, place_checks
 from lorasmith.errors import ModelError, RecipeError, nearest
 from lorasmith.methods import AdapterConfig
 from lorasmith.quantized import QuantizedWeight
-from lorasmith.recipes.base_model import DTYPES
 from lorasmith.recipes.carry_out import Echo, FinishedRun, Work, begin, carry_out, make_loggers
 from lorasmith.recipes.dataset import Records, build_dataset
 from lorasmith.recipes.method_section import method_config, section_of
 from lorasmith.recipes.positions import context_of
-from lorasmith.recipes.prepare import checked, with_labels, with_length
+from lorasmith.recipes.prepare import checked, place_of, with_labels, with_length
 from lorasmith.recipes.reading import build_recipe
 from lorasmith.recipes.recipe import Recipe
 from lorasmith.recipes.resuming import refuse_other_recipe
@@ -93,7 +92,7 @@ def prepared(
     folder = RunFolder(Path(recipe.output))
     if not resume:
         folder.refuse_used()
-    findings = examine(place_checks, Place(folder.path, base.device, DTYPES.get(recipe.training.dtype)))
+    findings = examine(place_checks, place_of(recipe, folder.path, base.device))
     recipe = with_length(recipe, context_of(base))
     dataset = build_dataset(recipe.data, recipe.task, tokenizer, recipe.seed, held)
     recipe = with_labels(recipe, dataset)

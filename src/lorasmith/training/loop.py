@@ -1,10 +1,11 @@
 """The training loop. It knows no dataset, evaluator or command line: what it needs is passed in."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from lorasmith.attach import adapters_of
 from lorasmith.data.batch import Batch
 from lorasmith.errors import RecipeError, RunError
-from lorasmith.models.activation_checkpointing import recomputed
+from lorasmith.models.activation_checkpointing import recomputing
 from lorasmith.models.modes import kept_modes
 from lorasmith.ops.allocation import keep_freed_blocks, return_freed_blocks
 from lorasmith.training import checkpoint, random_state
@@ -23,7 +24,7 @@ from lorasmith.training.loss import Loss, base_model, loss_for
 from lorasmith.training.memory import measure
 from lorasmith.training.optimizers import build, choice_of, factor_pairs, frozen_inputs
 from lorasmith.training.position import Interval, Position
-from lorasmith.training.precision import autocast_dtype
+from lorasmith.training.precision import autocast_dtype, loss_scale
 from lorasmith.training.run_folder import RunFolder
 from lorasmith.training.schedule import factor
 from lorasmith.training.settings import TrainingSettings
@@ -96,12 +97,14 @@ def run(
     parts = adapters_of(base_model(model)).training_parts()
     for part in parts.values():
         part.check(total)
-    step = TrainingStep(parameters, optimizer, loss, settings.clip, dtype, parts, total)
+    step = TrainingStep(parameters, optimizer, loss, settings.clip, dtype, parts, total, loss_scale(dtype))
     loop = Loop(model, loader, settings, folder, step, evaluate, [JsonLines(folder.metrics), *loggers])
     if resume:
         loop.resume()
     frozen = frozen_inputs(model, choice_of(settings).freezes_inputs)
-    checkpointed = recomputed(base_model(model)) if settings.gradient_checkpointing else nullcontext()
+    checkpointed = recomputing(
+        base_model(model), checkpointing=settings.gradient_checkpointing, offload=settings.offload_checkpoints
+    )
     with kept_modes(model), frozen, checkpointed:
         return loop.run()
 
@@ -123,6 +126,7 @@ class Loop:
         self.total = self.settings.total_steps(self.loader.epoch_batches())
         self.warmup = self.settings.warmup_steps(self.total)
         self.device = next(iter(self.step.parameters.values())).device
+        self.position.loss_scale = self.step.scale
 
     def resume(self) -> None:
         """Go to the newest whole checkpoint, or stay at the start where there is none."""
@@ -132,9 +136,16 @@ class Loop:
             logger.warning("%s has no whole checkpoint; the run starts from its beginning", self.folder.path)
         else:
             self.position, loader_state = checkpoint.restore(found, self.step.parameters, self.step.optimizer)
+            self._take_scale()
             checkpoint.load_parts_(found, self.step.parts)
             self.loader.load_state_dict(loader_state)
         checkpoint.remove_after(self.folder.checkpoints, self.position.step)
+
+    def _take_scale(self) -> None:
+        """Let the step go on with the loss scale that the position was restored with; a fresh one where it has none."""
+        own = self.position.loss_scale if self.step.scale is not None else None
+        self.step = replace(self.step, scale=own or self.step.scale)
+        self.position.loss_scale = self.step.scale
 
     def run(self) -> TrainingResult:
         """Steps until the run is over; then the best weights."""
@@ -160,9 +171,11 @@ class Loop:
         """How the run ended, with the best weights in place."""
         self._take_best()
         reason = self.stop_reason()
-        assert reason is not None and self.position.loss is not None
+        assert reason is not None
         best = (self.position.best, self.position.best_step)
-        return TrainingResult(self.position.step, self.position.loss, *best, reason)
+        # in float16 a short run may overflow in every step
+        loss = math.nan if self.position.loss is None else self.position.loss
+        return TrainingResult(self.position.step, loss, *best, reason)
 
     def stop_reason(self) -> StopReason | None:
         """Why the run is over, or None while it is not."""
@@ -210,26 +223,34 @@ class Loop:
     def _count(self, result: StepResult, seconds: float) -> None:
         position = self.position
         position.step += 1
-        position.loss = result.loss
-        position.interval.nll += result.nll
-        position.interval.supervised += result.supervised
+        if math.isfinite(result.loss):
+            position.loss = result.loss
+            position.interval.nll += result.nll
+            position.interval.supervised += result.supervised
         position.interval.tokens += result.tokens
         position.interval.seconds += seconds
 
     def _log_interval(self, result: StepResult, learning_rate: float) -> None:
         interval, memory = self.position.interval, measure(self.device)
         self.position.interval = Interval()
+        # numbers that are not finite are no JSON: float16's overflows have no loss and no norm
+        norm = {"grad_norm": result.grad_norm} if math.isfinite(result.grad_norm) else {}
         self._log(
             {
-                "loss": interval.nll / interval.supervised,
+                **({"loss": interval.nll / interval.supervised} if interval.supervised else {}),
                 "lr": learning_rate,
-                "grad_norm": result.grad_norm,
+                **norm,
                 "tokens_per_second": interval.tokens / interval.seconds,
                 "supervised_tokens": interval.supervised,
                 "memory_bytes": memory.now,
-                "memory_peak_bytes": memory.peak,
+                **memory.peaks(),
+                **self._scale_values(),
             }
         )
+
+    def _scale_values(self) -> dict[str, float]:
+        scale = self.step.scale
+        return {} if scale is None else {"loss_scale": scale.factor, "skipped_steps": scale.skipped}
 
     def _log(self, values: Mapping[str, float]) -> None:
         for each in self.loggers:

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from lorasmith.training.loss_scale import LossScale
+
 
 @dataclass
 class Interval:
@@ -16,7 +18,10 @@ class Interval:
 
 @dataclass
 class Position:
-    """Steps done, the best evaluation so far, and evaluations since then."""
+    """Steps done, the best evaluation so far, and evaluations since then.
+
+    loss is of the last step whose loss was finite; loss_scale is float16's, None in other types.
+    """
 
     step: int = 0
     best: float | None = None
@@ -24,10 +29,13 @@ class Position:
     poor_evaluations: int = 0
     loss: float | None = None
     interval: Interval = field(default_factory=Interval)
+    loss_scale: LossScale | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> "Position":
-        return cls(**(state | {"interval": Interval(**state["interval"])}))
+        scale = state.get("loss_scale")
+        made = {"interval": Interval(**state["interval"]), "loss_scale": None if scale is None else LossScale(**scale)}
+        return cls(**(state | made))

@@ -9,7 +9,7 @@ from lorasmith.errors import RecipeError, nearest
 from lorasmith.ops.token_loss.schema import Objective
 
 Schedule = Literal["linear", "cosine", "constant"]
-Precision = Literal["auto", "bf16", "fp32"]
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 _COUNTS = (
     "max_steps",
@@ -54,6 +54,7 @@ class TrainingSettings:
     eps: float = 1e-8
     dtype: Precision = "auto"
     gradient_checkpointing: bool = False
+    offload_checkpoints: bool = False
     return_freed_memory: bool = False
     evaluate_every: int | None = None
     save_every: int | None = 200
@@ -80,6 +81,11 @@ class TrainingSettings:
         self._require("betas", lambda value: all(0 <= beta < 1 for beta in value), "from 0 to below 1")
         self._require_choice("schedule", get_args(Schedule))
         self._require_choice("dtype", get_args(Precision))
+        if self.offload_checkpoints and not self.gradient_checkpointing:
+            raise RecipeError(
+                "training.offload_checkpoints=true moves what gradient checkpointing keeps; set gradient_checkpointing "
+                "as well"
+            )
         if self.patience and not self.evaluate_every:
             raise RecipeError(f"training.patience={self.patience} needs evaluations; set evaluate_every as well")
 
@@ -112,8 +118,9 @@ class TrainingSettings:
     def _require_choice(self, name: str, choices: tuple[str, ...]) -> None:
         value = getattr(self, name)
         if value not in choices:
-            hint = " fp16 overflows in training; use bf16." if value in ("fp16", "float16") else nearest(value, choices)
-            raise RecipeError(f"training.{name}={value!r} must be one of {', '.join(choices)}.{hint}")
+            raise RecipeError(
+                f"training.{name}={value!r} must be one of {', '.join(choices)}.{nearest(value, choices)}"
+            )
 
 
 def _whole(steps: float) -> int:

@@ -11,18 +11,23 @@ from lorasmith.data.batch import Batch
 from lorasmith.errors import RunError
 from lorasmith.methods import TrainingPart
 from lorasmith.training.loss import Loss
+from lorasmith.training.loss_scale import LossScale, is_finite
 from lorasmith.training.optimizers import Optimizer
 from lorasmith.training.precision import computing
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """nll is summed over supervised targets; tokens are those that are not padding."""
+    """nll is summed over supervised targets; tokens are those that are not padding.
+
+    taken is False where float16 overflowed and nothing was moved; nll and grad_norm may then be infinite.
+    """
 
     nll: float
     supervised: int
     tokens: int
     grad_norm: float
+    taken: bool = True
 
     @property
     def loss(self) -> float:
@@ -35,7 +40,7 @@ class TrainingStep:
     """Forward, backward, clip, optimizer. autocast is the dtype of activations, or None for the weights' own.
 
     parts are what methods do during the training of total steps, by adapter. Their penalties are added once, to the
-    mean loss of a step; its result does not count them.
+    mean loss of a step; its result does not count them. scale is that of float16, None in other types.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -45,12 +50,13 @@ class TrainingStep:
     autocast: torch.dtype | None
     parts: Mapping[str, TrainingPart] = field(default_factory=dict)
     total: int | None = None
+    scale: LossScale | None = None
 
     def __call__(self, step: int, batches: Sequence[Batch], learning_rate: float) -> StepResult:
         """Take step number step (from 1) on micro-batches, weighing each target equally.
 
         Raises RunError, with parameters and optimizer unchanged, for no targets, a loss or gradient that is not
-        finite, and a loss that no trained parameter has a part in.
+        finite (with a scale, once that is at its end), and a loss that no trained parameter has a part in.
         """
         supervised = self.begin(step, batches)
         nll = sum(self._backward(step, batch, supervised) for batch in batches)
@@ -72,14 +78,42 @@ class TrainingStep:
         for part in self.parts.values():
             penalty = part.penalty()
             if penalty is not None:
-                penalty.backward()
+                self.scaled(penalty).backward()
         grad_norm = self._clip(step)
-        self.optimizer.step(learning_rate)
-        for part in self.parts.values():
-            part.after_step(step, self.total)
+        taken = self.scale is None or is_finite(nll, grad_norm)
+        if taken:
+            self._move(step, learning_rate)
+        elif self.scale is not None:
+            self.scale.overflowed(step)
         self.optimizer.zero_grad()
         supervised = sum(batch.supervised for batch in batches)
-        return StepResult(nll, supervised, sum(_tokens(batch) for batch in batches), grad_norm)
+        return StepResult(nll, supervised, sum(_tokens(batch) for batch in batches), grad_norm, taken)
+
+    def _move(self, step: int, learning_rate: float) -> None:
+        self.optimizer.step(learning_rate)
+        if self.scale is not None:
+            self.scale.took()
+        for part in self.parts.values():
+            part.after_step(step, self.total)
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """What the backward pass of loss begins with."""
+        return loss if self.scale is None else loss * self.scale.factor
+
+    def checked(self, step: int, nll: Tensor) -> float:
+        """The value of a summed loss; RunError where no trained parameter has a part in it, or it is not finite.
+
+        With a scale the latter is for the end of the step to say.
+        """
+        value = nll.item()
+        if self.scale is None and not math.isfinite(value):
+            raise RunError(
+                f"step {step}: the loss is {value}; lower learning_rate or lengthen warmup, and check the data "
+                "and base model for NaN"
+            )
+        if not nll.requires_grad:
+            raise RunError(f"step {step}: the loss depends on no trained parameter; check target_modules")
+        return value
 
     def precision(self) -> torch.autocast:
         """The context in which forwards run."""
@@ -90,16 +124,18 @@ class TrainingStep:
             return 0.0
         with self.precision():
             nll = self.loss(batch)
-        value = checked(step, nll)
-        (nll / supervised).backward()
+        value = self.checked(step, nll)
+        self.scaled(nll / supervised).backward()
         return value
 
     def _clip(self, step: int) -> float:
         moved = [parameter for parameter in self.parameters.values() if parameter.grad is not None]
         if not moved:
             raise RunError(f"step {step}: no trained parameter received a gradient; check target_modules")
+        if self.scale is not None:
+            self.scale.unscale_([parameter.grad for parameter in moved if parameter.grad is not None])
         norm = nn.utils.clip_grad_norm_(moved, math.inf if self.clip is None else self.clip).item()
-        if not math.isfinite(norm):
+        if self.scale is None and not math.isfinite(norm):
             self.optimizer.zero_grad()
             raise RunError(
                 f"step {step}: the gradient's norm is {norm} though the loss is finite; lower learning_rate, "
@@ -115,16 +151,3 @@ class TrainingStep:
 
 def _tokens(batch: Batch) -> int:
     return batch.input_ids.numel() if batch.attention_mask is None else int(batch.attention_mask.sum())
-
-
-def checked(step: int, nll: Tensor) -> float:
-    """The value of a summed loss; RunError where it is not finite, or no trained parameter has a part in it."""
-    value = nll.item()
-    if not math.isfinite(value):
-        raise RunError(
-            f"step {step}: the loss is {value}; lower learning_rate or lengthen warmup, and check the data "
-            "and base model for NaN"
-        )
-    if not nll.requires_grad:
-        raise RunError(f"step {step}: the loss depends on no trained parameter; check target_modules")
-    return value

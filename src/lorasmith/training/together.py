@@ -8,7 +8,7 @@ f32 sums, and for which elements dropout hits.
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from torch import nn
@@ -16,7 +16,7 @@ from torch import nn
 from lorasmith.attach import adapters_of
 from lorasmith.data.batch import Batch
 from lorasmith.errors import RecipeError, RunError
-from lorasmith.models.activation_checkpointing import recomputed
+from lorasmith.models.activation_checkpointing import recomputing
 from lorasmith.models.modes import kept_modes
 from lorasmith.ops.allocation import keep_freed_blocks, return_freed_blocks
 from lorasmith.training import checkpoint, random_state
@@ -25,14 +25,14 @@ from lorasmith.training.loggers.logger import Logger
 from lorasmith.training.loop import BatchStream, Evaluate, Loop, TrainingResult
 from lorasmith.training.loss import Task, base_model
 from lorasmith.training.optimizers import build, choice_of, factor_pairs
-from lorasmith.training.precision import autocast_dtype
+from lorasmith.training.precision import autocast_dtype, loss_scale
 from lorasmith.training.run_folder import RunFolder
 from lorasmith.training.settings import TrainingSettings
 from lorasmith.training.shared_loss import Share, SharedLoss, names
-from lorasmith.training.step import TrainingStep, checked
+from lorasmith.training.step import TrainingStep
 
 # settings of what the adapters share
-_SHARED = ("dtype", "gradient_checkpointing", "return_freed_memory")
+_SHARED = ("dtype", "gradient_checkpointing", "offload_checkpoints", "return_freed_memory")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,10 @@ def train_together(
         if resume:
             for _, loop in together.runs:
                 loop.resume()
-        with kept_modes(model), recomputed(model) if settings.gradient_checkpointing else nullcontext():
+        checkpointed = recomputing(
+            model, checkpointing=settings.gradient_checkpointing, offload=settings.offload_checkpoints
+        )
+        with kept_modes(model), checkpointed:
             return together.run()
     finally:
         book.activate(before or adapters)
@@ -124,7 +127,7 @@ def _loop(job: Job, loss: SharedLoss) -> Loop:
         # activated anew when all have ended, all train again
         for pair in pairs.values():
             pair.a.requires_grad_(False)
-    step = TrainingStep(parameters, optimizer, own_loss, settings.clip, dtype, parts, total)
+    step = TrainingStep(parameters, optimizer, own_loss, settings.clip, dtype, parts, total, loss_scale(dtype))
     loggers = [JsonLines(job.folder.metrics), *job.loggers]
     return Loop(model, job.loader, settings, job.folder, step, None if evaluate is None else evaluated, loggers)
 
@@ -179,8 +182,9 @@ class _Together:
                 losses = self.loss(shares)
             for step, nll in zip(steps, losses, strict=True):
                 with _named(step.job), step.loop.told_of_errors():
-                    step.nll += checked(step.loop.position.step + 1, nll)
-            sum(nll / step.supervised for step, nll in zip(steps, losses, strict=True)).backward()  # type: ignore[union-attr]
+                    step.nll += step.loop.step.checked(step.loop.position.step + 1, nll)
+            pairs = zip(steps, losses, strict=True)
+            sum(step.loop.step.scaled(nll / step.supervised) for step, nll in pairs).backward()  # type: ignore[union-attr]
 
 
 @dataclass

@@ -11,11 +11,12 @@ from lorasmith.registry import Registry
 
 @dataclass(frozen=True)
 class Place:
-    """The run folder, the device, and the type of the activations (None where the model decides)."""
+    """The run folder, the device, the type of the activations (None: the model's), whether layers' inputs leave it."""
 
     output: Path
     device: torch.device
     dtype: torch.dtype | None
+    offloads: bool = False
 
 
 place_checks: Registry[Check[Place]] = Registry("check", "lorasmith.doctor.place")

@@ -56,7 +56,10 @@ def _summary(values: Mapping[str, float]) -> str:
     if "tokens_per_second" in values:
         parts.append(f"{values['tokens_per_second']:.0f} tokens/s")
     if "memory_peak_bytes" in values:
-        parts.append(f"{values['memory_bytes'] / 2**30:.2f} GiB (peak {values['memory_peak_bytes'] / 2**30:.2f})")
+        peak = f"peak {values['memory_peak_bytes'] / 2**30:.2f}"
+        if "memory_reserved_peak_bytes" in values:
+            peak += f", reserved {values['memory_reserved_peak_bytes'] / 2**30:.2f}"
+        parts.append(f"{values['memory_bytes'] / 2**30:.2f} GiB ({peak})")
     return "  ".join(parts)
 
 
