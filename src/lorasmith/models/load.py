@@ -1,7 +1,8 @@
 """Loading a model: checked from its headers, read tensor by tensor, quantized as it arrives.
 
 transformers does the building, the renaming of keys, the tying and the buffers; the reading is ours, since its own
-keeps every shard mapped (tensor_file.py). Both ways store the same bytes.
+keeps every shard mapped (tensor_file.py). Both ways store the same bytes. On a GPU each tensor goes to the device as it
+is read (streaming.py), where it is quantized; elsewhere the finished model is moved.
 """
 
 import logging
@@ -35,6 +36,7 @@ from lorasmith.models.quantizer import LorasmithQuantizer, register
 from lorasmith.models.quiet import quiet_transformers
 from lorasmith.models.report import LoadReport, report_on
 from lorasmith.models.stored import readable, wanted_config
+from lorasmith.models.streaming import streamed
 from lorasmith.models.tokenizer import has_tokenizer, load_tokenizer
 from lorasmith.quantized import Scheme
 
@@ -163,7 +165,10 @@ def _build(
             checkpoint.folder, trust_remote_code=True, local_files_only=True, **keywords
         )
     model_class = _get_model_class(config, TASKS[wish.task]._model_mapping)
-    return model_class.from_pretrained(None, state_dict=readable(checkpoint.tensors), **keywords)
+    # where weights are quantized as they arrive, transformers asks for one after the other
+    arriving = "quantization_config" in keywords
+    with streamed(readable(checkpoint.tensors), wish.device, one_by_one=arriving) as tensors:
+        return model_class.from_pretrained(None, state_dict=tensors, **keywords)
 
 
 def _default_skips(config: PreTrainedConfig, wish: _Wish) -> list[str]:

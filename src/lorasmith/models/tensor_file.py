@@ -6,7 +6,9 @@ the header (little endian), the header in JSON, the data. Source: the safetensor
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from io import FileIO
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,8 @@ class StoredTensor:
     dtype: torch.dtype
     shape: tuple[int, ...]
     offset: int
+    reader: "Callable[[StoredTensor], Tensor] | None" = None
+    """What reads it when it is indexed, where that is not a plain read into memory."""
 
     @property
     def nbytes(self) -> int:
@@ -71,25 +75,35 @@ class StoredTensor:
         return replace(self, dtype=torch.uint8, shape=(self.nbytes, 1))
 
     def __getitem__(self, index: Any) -> Tensor:
-        return self.read()[index]
+        return (self.read() if self.reader is None else self.reader(self))[index]
 
     def read(self) -> Tensor:
         """The tensor, in memory of its own."""
         buffer = torch.empty(self.nbytes, dtype=torch.uint8)
-        view = buffer.numpy().data
-        with self.path.open("rb", buffering=0) as file:
-            file.seek(self.offset)
-            done = 0
-            while done < len(view):
-                count = file.readinto(view[done:])
-                if not count:
-                    raise ModelError(f"{self.path} ended inside tensor {self.name}; {_AGAIN}")
-                done += count
+        with self.opened() as file:
+            self.fill(buffer, file)
         tensor = buffer.view(self.dtype).reshape(self.shape)
-        self._refuse_non_finite(tensor)
+        self.refuse_non_finite(tensor)
         return tensor
 
-    def _refuse_non_finite(self, tensor: Tensor) -> None:
+    def opened(self) -> FileIO:
+        """The file, at this tensor's first byte."""
+        file = self.path.open("rb", buffering=0)
+        file.seek(self.offset)
+        return file
+
+    def fill(self, buffer: Tensor, file: FileIO) -> None:
+        """Read the next bytes of file into buffer, uint8 on the CPU. Raises ModelError where the file ends before."""
+        view = buffer.numpy().data
+        done = 0
+        while done < len(view):
+            count = file.readinto(view[done:])
+            if not count:
+                raise ModelError(f"{self.path} ended inside tensor {self.name}; {_AGAIN}")
+            done += count
+
+    def refuse_non_finite(self, tensor: Tensor) -> None:
+        """Raise ModelError where tensor, which was read, holds NaN or Inf."""
         if not tensor.is_floating_point() or tensor.dtype.itemsize == 1 or not tensor.numel():
             return
         # NaN passes through both; no temporary of the tensor's size
