@@ -9,6 +9,8 @@ from lorasmith.formats import dynamic_map, formats
 from lorasmith.ops.blockwise import triton as blockwise
 from lorasmith.ops.gated_activation import triton as gated_activation
 from lorasmith.ops.rms_norm import triton as rms_norm
+from lorasmith.ops.segmented_low_rank import triton as segmented
+from lorasmith.ops.segmented_low_rank.schema import Segments
 from lorasmith.ops.token_loss import triton as token_loss
 
 NF4 = formats["nf4"].codebook("cpu")
@@ -76,3 +78,17 @@ for dtype in FLOATS:
     SAMPLES[f"loss, {dtype}"] = partial(loss, dtype, 32000, None, 1.0, 0.0, 0.0, True)
 SAMPLES["loss, capped and smoothed"] = partial(loss, torch.bfloat16, 1000, 30.0, 0.5, 0.1, 1e-4, True)
 SAMPLES["loss of long rows, without gradient"] = partial(loss, torch.bfloat16, 262144, None, 1.0, 0.0, 0.0, False)
+
+
+def by_segments(rows: int, dtype: torch.dtype, *ranks: int) -> None:
+    """Rows of 4096 features, two adapters."""
+    segments = Segments.of(torch.arange(rows) % 2, ranks, (1.0, 1.0))
+    x, factors = torch.zeros(rows, 4096, dtype=dtype), torch.zeros(sum(ranks), 4096, dtype=dtype)
+    h = segmented.project(x, factors, *segments.parts, segments.rank)
+    segmented.add_(x, h, factors, *segments.parts)
+    segmented.outer(h, x, *segments.parts, segments.total_rank)
+
+
+for dtype in FLOATS:
+    SAMPLES[f"segments of many rows, {dtype}"] = partial(by_segments, 1000, dtype, 8, 64)
+SAMPLES["segments of few rows"] = partial(by_segments, 32, torch.bfloat16, 16, 8)

@@ -14,6 +14,7 @@ from lorasmith.methods.full import FullConfig
 from lorasmith.methods.ia3 import IA3Config
 from lorasmith.methods.lora import LoraConfig
 from lorasmith.methods.prompt_tuning import PromptTuningConfig
+from lorasmith.ops import library
 from tiny import llama, logits, quantized, shake
 
 # f32 sums in another order, through two layers
@@ -62,9 +63,11 @@ def alone(model: nn.Module, name: str) -> torch.Tensor:
     return found
 
 
-@pytest.fixture(params=["stacked", "apart"])
+@pytest.fixture(params=["stacked", "apart", "segments"])
 def way(request, monkeypatch):
-    """Both ways of computing low-rank updates, whatever the sizes."""
+    """Every way of computing low-rank updates, whatever the sizes and the device."""
+    if request.param == "segments":
+        monkeypatch.setitem(library.NATIVE_KERNELS, "segmented_project", {"cpu"})
     monkeypatch.setattr(by_rows, "STACKED_WORK", 1e12 if request.param == "stacked" else 0)
 
 
@@ -82,7 +85,7 @@ def test_each_row_is_as_with_its_adapter_alone(kind, names, base, way):
 
 @pytest.mark.parametrize("names", [SCATTERED, RUNS], ids=["scattered", "runs"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_are_those_of_separate_batches(kind, names):
+def test_gradients_are_those_of_separate_batches(kind, names, way):
     model = adapted(KINDS[kind])
     book = adapters_of(model)
     with book.by_rows(names):

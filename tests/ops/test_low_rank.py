@@ -41,6 +41,16 @@ def test_an_update_is_added_in_place_where_the_type_stays(native_kernels):
         assert schema.add_update(y, seeded(6, 4), seeded(4, 40), dtype).data_ptr() == y.data_ptr()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_projection_in_one_type_is_rounded_once_and_copies_no_operand(dtype):
+    x, a = seeded(6, 40).to(dtype), seeded(4, 40).to(dtype)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        found = reference.project(x, a, 1 / 3)
+    assert not {"aten::copy_", "aten::_to_copy", "aten::mul_"} & {event.key for event in seen.key_averages()}
+    unit = torch.finfo(dtype).eps
+    torch.testing.assert_close(found.double(), x.double() @ a.double().T / 3, rtol=unit, atol=unit)
+
+
 def test_values_without_a_number_stay_so_when_they_are_rounded(native_kernels):
     y = torch.tensor([[float("nan"), float("inf"), -float("inf"), 3.4e38] * 4])
     made = schema.add_update(y, torch.zeros(1, 2), torch.zeros(2, 16), torch.bfloat16)

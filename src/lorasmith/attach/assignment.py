@@ -1,11 +1,12 @@
 """Which adapter serves which rows of one batch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from lorasmith.errors import AttachError
+from lorasmith.ops import Segments
 
 BASE = "__base__"
 """Instead of an adapter's name: the bare base, as in PEFT."""
@@ -27,6 +28,7 @@ class Assignment:
         self.present = tuple(dict.fromkeys(names))
         self._runs: dict[int, dict[str, slice | Tensor]] = {}
         self._numbers: dict[int, Tensor] = {}
+        self._segments: dict[object, Segments] = {}
 
     @property
     def axis(self) -> int:
@@ -66,6 +68,15 @@ class Assignment:
             own = torch.tensor([places[name] for name in self.names])
             self._numbers[count] = own.repeat_interleave(count // len(self.names))
         return self._numbers[count]
+
+    def segments(self, count: int, factors: Mapping[str, tuple[int, float]], device: torch.device) -> Segments:
+        """Of count rows on device, with each name's rank and scale; layers that have the same share them."""
+        each = tuple(factors.get(name, (0, 1.0)) for name in self.present)
+        key = (count, each, device)
+        if key not in self._segments:
+            ranks, scales = zip(*each, strict=True)
+            self._segments[key] = Segments.of(self.numbers(count), ranks, scales, device)
+        return self._segments[key]
 
 
 def _run(rows: Tensor) -> slice | Tensor:

@@ -1,9 +1,10 @@
 """A layer whose rows belong to different adapters: one computation for all that are there.
 
-Low-rank updates share one step with the frozen product. With few rows, as in generating, their factors are stacked:
-h = x [A_1; A_2; ...]^T for all rows, of which a gate leaves each row its own adapter's part. With many rows each update
-computes on its own, since the stack's arithmetic grows with the number of adapters. Sites that are no low-rank updates
-act on their own rows one after another.
+Low-rank updates share one step with the frozen product. Where a kernel serves segments, on a GPU, factors are stacked
+and each row is multiplied by its own, in as many launches as one adapter takes. Elsewhere, with few rows, as in
+generating, h = x [A_1; A_2; ...]^T for all rows, of which a gate leaves each row its own adapter's part; with many rows
+each update computes on its own, since the gated stack's arithmetic grows with the number of adapters. Sites that are no
+low-rank updates act on their own rows one after another.
 Axes: N rows, O out_features, R rank, P adapters that are there.
 """
 
@@ -19,11 +20,13 @@ from lorasmith.errors import AttachError
 from lorasmith.methods import BaseWeight, Site
 from lorasmith.methods.kept import Kept
 from lorasmith.ops import LowRank
+from lorasmith.ops.library import NATIVE_KERNELS
 
 # multiplications and additions that a stack may cost an adapter: what starting its thin products apart takes
 STACKED_WORK = 2_000_000
 
-Stack = tuple[LowRank, Tensor, Tensor | None]
+# stacked factors; of gated ones each adapter's gate [P, R], and gain [P, O] where one has any
+Stack = tuple[LowRank, Tensor | None, Tensor | None]
 
 
 def updates_by_rows(
@@ -31,14 +34,48 @@ def updates_by_rows(
 ) -> list[LowRank]:
     """The updates of x [..., in] by each adapter's own rows, or one that stands for all."""
     count = x.numel() // x.shape[-1]
+    if _in_segments(updates, x.device.type):
+        return [_segmented(assigned, updates, x, kept)]
     stack = None if torch.is_grad_enabled() else _stacked(assigned, updates, count, kept)
     if stack is None:
         runs = assigned.runs(count)
         return [replace(update, rows=_on(runs[name], x.device)) for name, update in updates.items()]
     update, gates_PR, gains_PO = stack
+    assert gates_PR is not None
     numbers = assigned.numbers(count).to(x.device)
     gain = None if gains_PO is None else gains_PO[numbers]
     return [replace(update, gate=gates_PR[numbers], gain=gain)]
+
+
+def _in_segments(updates: Mapping[str, LowRank], device: str) -> bool:
+    """Whether updates are one of each row's own factors: of one dropout, and without gains, which grow with O."""
+    return (
+        device in NATIVE_KERNELS["segmented_project"]
+        and len(updates) > 1
+        and len({update.dropout for update in updates.values()}) == 1
+        and all(u.gain is u.gate is u.rows is None for u in updates.values())
+    )
+
+
+def _segmented(assigned: Assignment, updates: Mapping[str, LowRank], x: Tensor, kept: Kept[Stack | None]) -> LowRank:
+    """One update of all rows of x; its stack is kept while the factors do not change, unless they train."""
+    factors = {name: (update.rank, update.scaling) for name, update in updates.items()}
+    segments = assigned.segments(x.numel() // x.shape[-1], factors, x.device)
+
+    def stack() -> Stack:
+        # in the order of the segments
+        acting = [updates[name].stacked for name in assigned.present if name in updates]
+        # B turned, as its products read it
+        b_RO = torch.cat([pair.b.T for pair in acting])
+        return LowRank(torch.cat([pair.a for pair in acting]), b_RO.T, 1.0, acting[0].dropout), None, None
+
+    if torch.is_grad_enabled():
+        made: Stack | None = stack()
+    else:
+        sources = [tensor for u in updates.values() for tensor in (u.a, u.b, *(u.start or ()))]
+        made = kept.get(sources, stack, ("segments", assigned.present, tuple(factors)))
+    assert made is not None
+    return replace(made[0], segments=segments)
 
 
 def _stacked(

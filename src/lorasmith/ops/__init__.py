@@ -16,6 +16,7 @@ import lorasmith.ops.rms_norm.cpu
 import lorasmith.ops.rms_norm.reference
 import lorasmith.ops.rowwise.cpu
 import lorasmith.ops.rowwise.reference
+import lorasmith.ops.segmented_low_rank.reference
 import lorasmith.ops.token_loss.cpu
 import lorasmith.ops.token_loss.reference
 from lorasmith.ops import gpu
@@ -41,6 +42,7 @@ from lorasmith.ops.gated_activation.schema import Activation, gated_activation, 
 from lorasmith.ops.narrow_linear.schema import narrow_linear
 from lorasmith.ops.rms_norm.schema import rms_norm
 from lorasmith.ops.rowwise.schema import dequantize_rowwise, quantize_rowwise, rowwise_linear
+from lorasmith.ops.segmented_low_rank.schema import Segments
 from lorasmith.ops.status import KernelStatus, kernel_status
 from lorasmith.ops.token_loss.schema import Objective, Shaping, token_losses, token_losses_
 from lorasmith.ops.updated_weight import UpdatedWeight
@@ -49,6 +51,7 @@ if gpu.devices():
     import lorasmith.ops.blockwise.triton
     import lorasmith.ops.gated_activation.triton
     import lorasmith.ops.rms_norm.triton
+    import lorasmith.ops.segmented_low_rank.triton
     import lorasmith.ops.token_loss.triton  # noqa: F401
 
 __all__ = [
@@ -63,6 +66,7 @@ __all__ = [
     "OffsetProduct",
     "Product",
     "RowwiseProduct",
+    "Segments",
     "Shaping",
     "UpdatedWeight",
     "adapted_linear",

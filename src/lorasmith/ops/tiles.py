@@ -1,4 +1,4 @@
-"""What the Triton kernels share: one exact rounding, one function that Triton lacks."""
+"""What the Triton kernels share: what Triton lacks, or its interpreter does otherwise than its compiler."""
 
 import triton
 import triton.language as tl
@@ -30,3 +30,21 @@ def hyperbolic_tangent(u):
     p = p * square + 1.33314422036e-1
     p = p * square - 3.33332819422e-1
     return tl.where(square < 0.625 * 0.625, p * square * u + u, 1.0 - 2.0 / (tl.exp(2.0 * u) + 1.0))
+
+
+@triton.jit
+def add_product(total, a, b):
+    """total + a b in f32; the interpreter would multiply the bits of bfloat16 as integers."""
+    if _INTERPRETED:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), total)
+    else:
+        return tl.dot(a, b, total, input_precision="ieee")
+
+
+@triton.jit
+def loop_end(value):
+    """A number that a loop ends at: the interpreter's own are arrays of one, which NumPy 2.4 takes for no number."""
+    if not _INTERPRETED:
+        return value
+    else:
+        return value.handle.data.item()

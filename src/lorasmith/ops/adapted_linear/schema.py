@@ -20,7 +20,6 @@ from lorasmith.errors import FormatError
 from lorasmith.ops.adapted_linear.product import Product
 from lorasmith.ops.adapted_linear.update import Course, LowRank, with_start
 from lorasmith.ops.autocast import autocast_inputs
-from lorasmith.ops.low_rank.schema import outer, project
 from lorasmith.ops.precision import factor_dtype, product_dtype, without_autocast
 
 
@@ -93,9 +92,9 @@ def _computed(
             rank = a_RI.shape[0]
             a_RI, b_OR = with_start(a_RI.to(exact), b_OR.to(exact), course.start)
             x_nI, mask = course.drop(x_NI)
-            h_nR = course.gated_(project(x_nI, a_RI, course.scaling))
+            h_nR = course.project(x_nI, a_RI)
             # for the gradient of B, which the start has none of
-            kept.hiddens.append(_own(h_nR, rank))
+            kept.hiddens.append(course.own(h_nR, rank))
             kept.masks.append(mask)
             last = len(kept.hiddens) == len(courses) and not gained
             y_NO = course.add(y_NO, h_nR, b_OR.T, x.dtype if last else wide)
@@ -156,10 +155,10 @@ class _AdaptedLinear(torch.autograd.Function):
             for course, a_RI, b_OR, needs_a, needs_b, h_nR, mask, grad_gain in parts:
                 grad_nO = course.of_rows(grad_NO)
                 all_a, all_b = with_start(a_RI.to(exact), b_OR.to(exact), course.start)
-                u_nR = course.gated_(project(grad_nO, all_b.T, course.scaling))
-                own_nR = _own(u_nR, a_RI.shape[0])
-                grads.append(outer(own_nR, course.dropped(x_NI, mask)).to(a_RI.dtype) if needs_a else None)
-                grads.append(outer(h_nR, grad_nO).T.to(b_OR.dtype).contiguous() if needs_b else None)
+                u_nR = course.project(grad_nO, all_b.T)
+                own_nR = course.own(u_nR, a_RI.shape[0])
+                grads.append(course.outer(own_nR, course.dropped(x_NI, mask)).to(a_RI.dtype) if needs_a else None)
+                grads.append(course.outer(h_nR, grad_nO).T.to(b_OR.dtype).contiguous() if needs_b else None)
                 grads.append(grad_gain)
                 if grad_x is not None:
                     dtype = ctx.x_dtype if len(grads) == 3 * count else ctx.wide
@@ -167,11 +166,6 @@ class _AdaptedLinear(torch.autograd.Function):
         if grad_x is not None:
             grad_x = grad_x.to(ctx.x_dtype).view(ctx.x_shape)
         return grad_x, grad_bias, None, None, *grads
-
-
-def _own(h_nR: Tensor, rank: int) -> Tensor:
-    """The part of h that comes of A itself, without its start."""
-    return h_nR if h_nR.shape[1] == rank else h_nR[:, :rank].contiguous()
 
 
 def _grad_gains(
@@ -196,5 +190,6 @@ def _with_update(
 ) -> Tensor:
     if mask is None:
         return course.add(grad_x, u_nR, a_RI, dtype)
-    change_nI = (u_nR @ a_RI).mul_(mask).to(grad_x.dtype)
-    return course.put_(grad_x, course.of_rows(grad_x).add_(change_nI, alpha=1 / (1 - course.dropout)))
+    own_nI = course.of_rows(grad_x)
+    change_nI = course.product(u_nR, a_RI, own_nI).mul_(mask).to(grad_x.dtype)
+    return course.put_(grad_x, own_nI.add_(change_nI, alpha=1 / (1 - course.dropout)))
