@@ -497,3 +497,10 @@ def test_a_config_of_another_model_is_told_by_the_dry_run(train, model, reads, f
 def test_training_that_the_method_has_no_use_for(train, model, reads, option, named, more):
     refused(train(model, *(text for one in option for text in ("--set", one)), *more), 2, named)
     assert not reads
+
+
+def test_the_allocator_is_told_before_anything_is_read(monkeypatch, lorasmith, tmp_path):
+    told = []
+    monkeypatch.setattr("lorasmith.cli.train.grow_segments", lambda: told.append(True))
+    assert lorasmith("train", tmp_path / "absent.yaml").code == 2
+    assert told == [True]

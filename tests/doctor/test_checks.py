@@ -133,6 +133,12 @@ def test_too_little_memory_is_warned_of(job):
     assert "gradient_checkpointing" in messages(replace(job, available=9), "warning")[0]
 
 
+def test_too_little_host_memory_for_what_waits_there_is_warned_of(job):
+    waiting = replace(job, plan=MemoryPlan({}, "cuda", host=1 << 30), host_available=1 << 20)
+    assert "1.00 GiB of a step are to wait in host memory" in messages(waiting, "warning")[0]
+    assert messages(replace(waiting, host_available=1 << 31), "warning") == []
+
+
 def test_too_little_disk_is_warned_of(job, tmp_path, monkeypatch):
     assert messages(replace(job, output=tmp_path / "run"), "warning") == []
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))

@@ -8,7 +8,10 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from lorasmith.attach import adapters_of, attach
 from lorasmith.errors import RunError
+from lorasmith.methods.lora import LoraConfig
+from lorasmith.training import Job, train_together
 from lorasmith.training.checkpoint import trainable_parameters
 from lorasmith.training.loop import run
 from lorasmith.training.loss import loss_for
@@ -19,6 +22,7 @@ from lorasmith.training.precision import autocast_dtype, loss_scale
 from lorasmith.training.run_folder import RunFolder
 from lorasmith.training.settings import TrainingSettings
 from lorasmith.training.step import TrainingStep
+from tiny import llama, quantized
 
 
 class Overflowing(torch.autograd.Function):
@@ -190,3 +194,31 @@ def test_only_float16_activations_have_a_scale(weights, precision, wanted):
     found = autocast_dtype(nn.Linear(2, 2, dtype=weights), precision)
     assert found == wanted
     assert (loss_scale(found) is None) == (wanted != torch.float16)
+
+
+def adapted(model, names=("default",)):
+    for name in names:
+        attach(model, LoraConfig(r=4, target_modules="all-linear"), name)
+    return model
+
+
+def test_adapters_on_quantized_layers_learn_in_float16(padded, repeating, tmp_path):
+    model = adapted(quantized(llama()))
+    own = settings(max_steps=6, learning_rate=2e-2, gradient_checkpointing=True)
+    run(model, repeating([padded]), own, RunFolder(tmp_path))
+    logged = lines(tmp_path)
+    assert logged[-1]["loss"] < logged[0]["loss"] - 0.1
+    assert logged[-1]["skipped_steps"] == 0
+
+
+def test_adapters_that_train_together_have_scales_of_their_own(model, padded, repeating, tmp_path):
+    names = ("one", "other")
+    adapted(model, names)
+    # the update of one is so steep that float16 overflows in its rows alone
+    for name, factor in zip(names, (1.0, 1e6), strict=True):
+        for parameter in adapters_of(model).parameters(name):
+            nn.init.normal_(parameter, 0, 0.01 * factor)
+    jobs = [Job(name, repeating([padded]), settings(max_steps=2), RunFolder(tmp_path / name)) for name in names]
+    train_together(model, jobs)
+    assert [line["skipped_steps"] for line in lines(tmp_path / "one")] == [0, 0]
+    assert [line["skipped_steps"] for line in lines(tmp_path / "other")] == [1, 2]

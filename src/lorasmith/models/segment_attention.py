@@ -1,7 +1,8 @@
 """Attention inside the segments of a packed row by one kernel for all of them, on a GPU.
 
 `way` is the one place that chooses. On a GPU a call a segment costs a launch each, forward and backward, and leaves
-most of the machine idle for short segments.
+most of the machine idle for short segments. Flash Attention sums the gradient of queries in no fixed order unless
+torch.use_deterministic_algorithms(True) is set, here as in sdpa.
 Axes: H heads, T tokens, P shared keys before them.
 """
 

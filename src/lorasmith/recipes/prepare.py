@@ -113,6 +113,7 @@ def _checked(
         kept_checkpoints=recipe.training.keep_checkpoints,
         steps=recipe.training.max_steps,
         warmup=recipe.training.warmup,
+        host_available=free_bytes(torch.device("cpu")),
     )
     return predicted, unplanned + examine(job_checks, job)
 

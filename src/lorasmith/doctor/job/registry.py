@@ -19,7 +19,8 @@ class Job:
     """What training will see. The model may stand on the meta device: only shapes and flags are read.
 
     context is the number of positions that the model was made for, None where it has no limit; available is the free
-    memory of the device in bytes, None where it cannot be known; new_rows were added to the embedding for this run.
+    memory of the device in bytes and host_available that of the host, None where it cannot be known; new_rows were
+    added to the embedding for this run.
     held_out is the number of examples to score, None where it is not known.
     output is the run folder, in which kept_checkpoints stay besides the best one. steps are the run's, None where
     the data decide; warmup is in steps, or below 1 a share of them.
@@ -38,6 +39,7 @@ class Job:
     kept_checkpoints: int = 2
     steps: int | None = None
     warmup: float = 0
+    host_available: int | None = None
 
 
 job_checks: Registry[Check[Job]] = Registry("check", "lorasmith.doctor.job")
