@@ -207,3 +207,20 @@ def test_a_stored_model_loaded_on_that_way_is_bit_equal(saved, monkeypatch, tmp_
     got = load(tmp_path / "stored", device="cpu").model.state_dict()
     assert got.keys() == wanted.keys()
     assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="pinned buffers and streams need a CUDA GPU")
+@pytest.mark.parametrize("piece", [64, 1 << 20])
+def test_on_a_gpu_every_tensor_arrives_bit_equal(stored, piece):
+    wanted, device = content(), torch.device("cuda")
+    with ReadAhead(list(stored.values()), Staging(device, piece)) as ahead:
+        got = {name: ahead.take(each) for name, each in stored.items()}
+    assert all(got[name].is_cuda and torch.equal(got[name].cpu(), wanted[name]) for name in wanted)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="pinned buffers and streams need a CUDA GPU")
+@pytest.mark.parametrize("scheme", [None, "nf4", "int8"])
+def test_on_a_gpu_a_model_is_loaded_with_the_bytes_it_has_on_a_cpu(saved, scheme):
+    folder = saved("llama")
+    wanted, got = (load(folder, scheme=scheme, device=device).model.state_dict() for device in ("cpu", "cuda"))
+    assert all(got[name].is_cuda and torch.equal(got[name].cpu(), wanted[name]) for name in wanted)

@@ -236,15 +236,15 @@ def test_pytorchs_variable_length_attention_has_the_arguments_that_are_given():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="variable-length Flash Attention has no kernel on a CPU")
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_on_a_gpu_the_chosen_kernel_equals_a_call_for_each_segment(kind, dtype):
+@pytest.mark.parametrize(("dtype", "roundings"), [(torch.bfloat16, 4), (torch.float32, 64)])
+def test_on_a_gpu_the_chosen_kernel_equals_a_call_for_each_segment(kind, dtype, roundings):
     where = segments_of(LENGTHS["tiles"], **kind)
     operands = [each.detach().to("cuda", dtype).requires_grad_() for each in row(where, width=64)]
     chosen = way(operands[0], operands[2], 0.0)
     assert chosen != "segments"
     got, wanted = attend(chosen, *operands, where, None), one_by_one(where, *operands)
-    # a few roundings of the type
-    bound = 16 * torch.finfo(dtype).eps
+    # some roundings of the type: f32 sums some hundred keys in another order
+    bound = roundings * torch.finfo(dtype).eps
     assert_close(got, wanted, rtol=bound, atol=bound)
     pairs = [torch.autograd.grad(y.float().square().sum(), operands) for y in (got, wanted)]
     for one, other in zip(*pairs, strict=True):
