@@ -6,7 +6,10 @@ from functools import partial
 import torch
 
 from lorasmith.formats import dynamic_map, formats
+from lorasmith.ops.adapted_blockwise import triton as adapted_blockwise
 from lorasmith.ops.blockwise import triton as blockwise
+from lorasmith.ops.blockwise_linear import matrix, vector
+from lorasmith.ops.blockwise_linear.packed import Update, packed_weight
 from lorasmith.ops.gated_activation import triton as gated_activation
 from lorasmith.ops.rms_norm import triton as rms_norm
 from lorasmith.ops.segmented_low_rank import triton as segmented
@@ -92,3 +95,30 @@ def by_segments(rows: int, dtype: torch.dtype, *ranks: int) -> None:
 for dtype in FLOATS:
     SAMPLES[f"segments of many rows, {dtype}"] = partial(by_segments, 1000, dtype, 8, 64)
 SAMPLES["segments of few rows"] = partial(by_segments, 32, torch.bfloat16, 16, 8)
+
+
+def adapted(rows: int, dtype: torch.dtype) -> object:
+    x, a, b = torch.zeros(rows, 512, dtype=dtype), torch.zeros(8, 512), torch.zeros(64, 8)
+    return adapted_blockwise.adapted_blockwise_linear(x, None, a, b, 1.0, *stored((64, 512), nested=True))
+
+
+def product(rows: int, dtype: torch.dtype, nested: bool, rank: int = 0) -> object:
+    """With 1,024 columns and few rows the sums are split."""
+    weight = packed_weight(stored((128, 1024), nested))
+    update = Update(torch.zeros(rows, rank), torch.zeros(128, rank, dtype=dtype)) if rank else None
+    multiply = vector.multiply if rows == 1 else matrix.forward
+    return multiply(torch.zeros(rows, 1024, dtype=dtype), torch.zeros(128, dtype=dtype), weight, update)
+
+
+def product_backward(rows: int, dtype: torch.dtype) -> object:
+    return matrix.backward(torch.zeros(rows, 128, dtype=dtype), packed_weight(stored((128, 1024), nested=True)))
+
+
+SAMPLES["a row, adapted"] = partial(adapted, 1, torch.bfloat16)
+SAMPLES["a row"] = partial(product, 1, torch.float16, nested=False)
+SAMPLES["32 rows, adapted"] = partial(product, 32, torch.float32, nested=False, rank=40)
+SAMPLES["1024 rows"] = partial(product, 1024, torch.bfloat16, nested=True, rank=8)
+for dtype in FLOATS:
+    SAMPLES[f"few rows, {dtype}"] = partial(product, 5, dtype, nested=True)
+    SAMPLES[f"gradient of 64 rows, {dtype}"] = partial(product_backward, 64, dtype)
+SAMPLES["gradient of 1024 rows"] = partial(product_backward, 1024, torch.bfloat16)

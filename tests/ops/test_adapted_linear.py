@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from gpu_kernels import triton_kernels
 from lorasmith import ops
 from lorasmith.errors import FormatError
 from lorasmith.formats import dynamic_map, formats
@@ -197,6 +198,25 @@ def test_without_gradients_an_adapted_layer_is_the_same(native_kernels, rows, ra
     assert y.shape == (*rows, shape[0])
     # f32 sums of 1,024 products of up to 32 factors, and one rounding of 16 bits
     torch.testing.assert_close(y.double(), exact, atol=1e-3, rtol=2**-8 if dtype == torch.bfloat16 else 1e-5)
+
+
+# one row and few, whose columns are split between programs; and more than the kernels take
+@pytest.mark.parametrize("rows, rank", [((1, 1), 9), ((2, 3), 17), ((33,), 8)])
+@pytest.mark.parametrize("dtype, factors", [(torch.float32, torch.float32), (torch.bfloat16, torch.float16)])
+def test_tritons_adapted_layer_is_the_formula(rows, rank, dtype, factors):
+    generator = torch.Generator().manual_seed(rank)
+    packed, scales = ops.quantize_blockwise(torch.randn(21, 512, generator=generator), NF4, 64)
+    stored = (packed, scales, NF4, 64, (21, 512), None, None, None, 256)
+    x, bias = torch.randn(*rows, 512, generator=generator).to(dtype), torch.randn(21, generator=generator).to(dtype)
+    a = torch.randn(512, rank, generator=generator).to(factors).T
+    b = torch.randn(rank, 21, generator=generator).to(factors).T
+    y = triton_kernels("adapted_blockwise").adapted_blockwise_linear(x, bias, a, b, 0.5, *stored)
+    weight = ops.dequantize_blockwise(*stored[:5], torch.float32)
+    expected = F.linear(x.float(), weight + 0.5 * b.float() @ a.float(), bias.float())
+    assert y.dtype == dtype
+    # f32 sums of 512 products of up to 17 factors; in 16 bits the weight and the result are rounded
+    atol = 1e-3 if dtype == torch.float32 else 0.15
+    torch.testing.assert_close(y.float(), expected, atol=atol, rtol=2**-8)
 
 
 def test_the_one_step_without_gradients_suits_torchs_dispatcher(native_kernels):

@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from gpu_kernels import triton_kernels
 from lorasmith import ops
 from lorasmith.errors import FormatError
 from lorasmith.formats import dynamic_map, formats
@@ -81,6 +82,73 @@ def test_a_few_rows_straight_from_the_codes_are_the_product(native_kernels, rows
     torch.testing.assert_close(y, expected, atol=5e-5, rtol=1e-5)
     low = torch.ops.lorasmith.blockwise_linear.default(x.bfloat16(), None, *stored)
     torch.testing.assert_close(low.float(), F.linear(x.bfloat16().float(), weight), atol=5e-5, rtol=2**-8)
+
+
+def parts_of(shape, blocksize, nested, generator):
+    """The arguments of the op behind x and bias, and W in f32."""
+    packed, scales = ops.quantize_blockwise(torch.randn(*shape, generator=generator), NF4, blocksize)
+    parts = (None, None, None, 256)
+    if nested:
+        scales, nested_scales, offset = ops.double_quantize(scales)
+        parts = (nested_scales, offset, dynamic_map(), 256)
+    stored = (packed, scales, NF4, blocksize, shape, *parts)
+    return stored, reference.dequantize_blockwise(*stored, torch.float32)
+
+
+# one row, few, more than a tile; columns that are split between programs, that end within a tile, and that fall to the
+# reference since blocks cross rows
+TRITON_CASES = [
+    (1, (33, 96), 32, False, torch.float32),
+    (1, (7, 1152), 128, True, torch.bfloat16),
+    (3, (70, 320), 64, True, torch.float16),
+    (17, (5, 1024), 256, False, torch.float32),
+    (70, (66, 192), 64, True, torch.bfloat16),
+    (2, (9, 96), 64, True, torch.float32),
+]
+
+
+@pytest.mark.parametrize("rows, shape, blocksize, nested, dtype", TRITON_CASES)
+def test_tritons_products_are_those_of_the_dense_layer(rows, shape, blocksize, nested, dtype, monkeypatch):
+    monkeypatch.setenv("LORASMITH_CHOICES", "fused")
+    generator = torch.Generator().manual_seed(rows)
+    stored, weight = parts_of(shape, blocksize, nested, generator)
+    # every other column of a wider tensor
+    x = torch.randn(rows, 2 * shape[1], generator=generator).to(dtype)[:, ::2]
+    grad, bias = torch.randn(rows, shape[0], generator=generator).to(dtype), torch.randn(shape[0]).to(dtype)
+    kernels = triton_kernels("blockwise_linear")
+    y, grad_x = kernels.blockwise_linear(x, bias, *stored), kernels.blockwise_linear_backward(grad, *stored)
+    assert (y.dtype, grad_x.dtype) == (dtype, dtype)
+    # f32 in another order; in 16 bits the weight may be rounded, half a unit each of up to 1,152, and then the result
+    close = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.15}[dtype]
+    expected = F.linear(x.float(), weight, bias.float())
+    torch.testing.assert_close(y.float(), expected, atol=close, rtol=2**-8)
+    torch.testing.assert_close(grad_x.float(), grad.float() @ weight, atol=close, rtol=2**-8)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_tritons_kernels_write_every_element_of_their_results(rows, monkeypatch):
+    kernels = triton_kernels("blockwise_linear")
+    stored, weight = parts_of((40, 512), 64, True, torch.Generator().manual_seed(0))
+    empty = torch.empty
+    with monkeypatch.context() as patch:
+        # the buffer of split sums too
+        patch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(float("nan")))
+        y = kernels.few_rows(torch.ones(rows, 512), None, kernels.packed_weight(stored), None)
+    torch.testing.assert_close(y, weight.sum(1).expand(rows, 40), atol=1e-4, rtol=1e-5)
+
+
+def test_tritons_result_is_the_same_bit_for_bit_in_every_call():
+    kernels = triton_kernels("blockwise_linear")
+    stored, _ = parts_of((20, 512), 64, False, torch.Generator().manual_seed(0))
+    x = torch.randn(4, 512, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(kernels.blockwise_linear(x, None, *stored), kernels.blockwise_linear(x, None, *stored))
+
+
+@pytest.mark.parametrize("x", [torch.empty(0, 64), torch.ones(2, 3, 64, dtype=torch.float64), torch.ones(2, 3, 64)])
+def test_triton_keeps_leading_axes_and_leaves_other_types_to_the_reference(x):
+    stored, weight = parts_of((5, 64), 64, False, torch.Generator().manual_seed(0))
+    y = triton_kernels("blockwise_linear").blockwise_linear(x, None, *stored)
+    torch.testing.assert_close(y, F.linear(x, weight.to(x.dtype)))
 
 
 def test_gradients_agree_with_finite_differences():

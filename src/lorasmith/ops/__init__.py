@@ -48,7 +48,9 @@ from lorasmith.ops.token_loss.schema import Objective, Shaping, token_losses, to
 from lorasmith.ops.updated_weight import UpdatedWeight
 
 if gpu.devices():
+    import lorasmith.ops.adapted_blockwise.triton
     import lorasmith.ops.blockwise.triton
+    import lorasmith.ops.blockwise_linear.triton
     import lorasmith.ops.gated_activation.triton
     import lorasmith.ops.rms_norm.triton
     import lorasmith.ops.segmented_low_rank.triton

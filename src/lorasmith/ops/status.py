@@ -40,7 +40,7 @@ def kernel_status() -> list[KernelStatus]:
 
 def _status(op: str, device: str) -> KernelStatus:
     if device in NATIVE_KERNELS[op]:
-        return KernelStatus(op, device, "native", _why_native(op))
+        return KernelStatus(op, device, "native", _why_native(op, device))
     if op in COMPOSED:
         return KernelStatus(op, device, "reference", f"made of {COMPOSED[op]}")
     if device != "cpu":
@@ -50,7 +50,9 @@ def _status(op: str, device: str) -> KernelStatus:
     return KernelStatus(op, device, "reference", "plain PyTorch: no kernel needed")
 
 
-def _why_native(op: str) -> str:
+def _why_native(op: str, device: str) -> str:
+    if device != "cpu":
+        return "Triton"
     if op == "int8_matmul" and uses_onednn():
         return "oneDNN int8 through torch._int_mm"
     if op == "blockwise_linear":
