@@ -113,10 +113,11 @@ def write_adapter(folder: Path, into: Path, seed: int) -> None:
 def peft_step(model: nn.Module, dtype: torch.dtype, rate: float = RATE) -> Callable[[torch.Tensor], float]:
     """A plain PyTorch step on rows of tokens [B, T], all supervised; returns the loss."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    device = trained[0].device.type
     optimizer = torch.optim.AdamW(trained, lr=rate, betas=BETAS, eps=EPS, weight_decay=DECAY)
 
     def step(tokens_BT: torch.Tensor) -> float:
-        with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+        with torch.autocast(device, dtype, enabled=dtype == torch.bfloat16):
             loss = model(input_ids=tokens_BT, labels=tokens_BT, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, CLIP)

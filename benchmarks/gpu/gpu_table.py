@@ -1,0 +1,220 @@
+"""The table of docs/gpu.md and its plot, from results/gpu.json: each figure with its aim; what no run measured says so.
+
+    python benchmarks/gpu/gpu_table.py [--out FILE] [--write] [--plot FILE]
+
+--out is the file that run.py wrote. --write puts the table into docs/gpu.md; --plot draws the kernels' shares and the
+peaks (matplotlib), by default beside the file, where there is one.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+RESULT, PAGE = HERE.parent / "results" / "gpu.json", HERE.parents[1] / "docs" / "gpu.md"
+BEGIN, END = "<!-- table: python benchmarks/gpu/gpu_table.py --write -->", "<!-- end of the table -->"
+UNMEASURED = "unmeasured"
+STEP, OURS, PEFT, UNSLOTH = "step, 4 x 2048", "ours", "PEFT + bitsandbytes", "Unsloth"
+LARGE = "14336x4096"
+Value = float | None
+
+
+class Results:
+    """The rows of a run, by part, name and way; of tiny runs none, since those measure nothing."""
+
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        self.about = content
+        self.parts = {} if content.get("tiny", True) else content["parts"]
+
+    def rows(self, part: str, name: str = "") -> Iterator[Mapping[str, Any]]:
+        """Rows of a part whose name starts with name."""
+        rows = self.parts.get(part, {}).get("rows", [])
+        return (row for row in rows if row["name"].startswith(name))
+
+    def value(self, part: str, name: str, key: str, way: str | None = None) -> Value:
+        """A number of the row of that name and way; None where it was not measured."""
+        found = (row for row in self.rows(part) if row["name"] == name and way in (None, row.get("way")))
+        return next((row[key] for row in found if row.get(key) is not None), None)
+
+    def share(self, kernel: str) -> Value:
+        return self.value("kernel_rates", f"{kernel}, {LARGE}", "share", "ours")
+
+    def ratio(self, key: str, peer: str, *, ours_over: bool) -> Value:
+        """A figure of our step over the peer's, or the peer's over ours."""
+        ours, theirs = (self.value("qlora_step", STEP, key, way) for way in (OURS, peer))
+        if ours is None or theirs is None:
+            return None
+        return ours / theirs if ours_over else theirs / ours
+
+    def peak(self, size: str, way: str) -> Value:
+        return self.value("peaks", f"peak, {size}", "allocated", way)
+
+    def device(self, size: str, way: str) -> Value:
+        return self.value("peaks", f"peak, {size}", "device_used", way)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A line of the table. least or most: the aim; show: how the number is written; beside: what stands behind it."""
+
+    name: str
+    read: Callable[[Results], Value]
+    show: Callable[[float], str]
+    least: Value = None
+    most: Value = None
+    beside: Callable[[Results], Value] | None = None
+
+    @property
+    def aim(self) -> str:
+        if self.least is not None:
+            return f"at least {self.show(self.least)}"
+        return "-" if self.most is None else f"at most {self.show(self.most)}"
+
+    def cells(self, results: Results) -> tuple[str, str, str, str]:
+        """Name, aim, figure, and whether the aim was reached."""
+        value = self.read(results)
+        if value is None:
+            return self.name, self.aim, UNMEASURED, "-"
+        beside = None if self.beside is None else self.beside(results)
+        shown = self.show(value) + (f" (device {self.show(beside)})" if beside is not None else "")
+        if self.least is None and self.most is None:
+            return self.name, self.aim, shown, "-"
+        reached = value >= self.least if self.least is not None else value <= (self.most or 0)
+        return self.name, self.aim, shown, "reached" if reached else "missed"
+
+
+def times(value: float) -> str:
+    return f"{value:.2f}x"
+
+
+def percent(value: float) -> str:
+    return f"{value:.0%}" if value >= 0.1 else f"{value:.1%}"
+
+
+def gigabytes(value: float) -> str:
+    return f"{value / 1e9:.1f} GB"
+
+
+def rate(value: float) -> str:
+    return f"{value / 1e9:.1f} GB/s"
+
+
+def whole(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def peak(size: str, words: str, way: str, most: float) -> Figure:
+    return Figure(
+        f"{size} shape, {words}: peak",
+        lambda results: results.peak(size, way),
+        gigabytes,
+        most=most,
+        beside=lambda results: results.device(size, way),
+    )
+
+
+def longest(results: Results) -> Value:
+    ends = (row for row in results.rows("longest") if row["name"] == "longest on 24 GB")
+    return max((row["length"] for row in ends if row.get("length")), default=None)
+
+
+EIGHT_BIT, PAGED = "bf16 adapters, 8-bit Adam", "bf16 adapters, paged 8-bit Adam, step in the backward pass"
+FULL = "f32 adapters, Adam"
+FIGURES = (
+    Figure("QLoRA step, 8B shape: tokens/s over PEFT + bitsandbytes",
+           lambda results: results.ratio("tokens_per_second", PEFT, ours_over=True), times, least=2.5),
+    Figure("the same: peak memory over PEFT + bitsandbytes",
+           lambda results: results.ratio("allocated", PEFT, ours_over=True), times, most=0.5),
+    Figure("the same: tokens/s over Unsloth",
+           lambda results: results.ratio("tokens_per_second", UNSLOTH, ours_over=True), times, least=1.1),
+    Figure("the same: share of the measured bf16 matmul rate",
+           lambda results: results.value("qlora_step", STEP, "share_of_matmul", OURS), percent, least=0.55),
+    Figure("the same: tokens a second",
+           lambda results: results.value("qlora_step", STEP, "tokens_per_second", OURS), whole),
+    peak("65B", "bf16 adapters, 8-bit Adam", EIGHT_BIT, 42e9),
+    peak("65B", "the same paged, step in the backward pass", PAGED, 39e9),
+    peak("65B", "f32 adapters, Adam", FULL, 48e9),
+    peak("7B", "bf16 adapters, 8-bit Adam", EIGHT_BIT, 5.4e9),
+    peak("7B", "the same paged, step in the backward pass", PAGED, 4.7e9),
+    Figure("dequantize NF4 + DQ to bf16, share of the copy rate",
+           lambda results: results.share("dequantize NF4 + DQ to bf16"), percent, least=0.85),
+    Figure("matrix-vector product from packed NF4, share of the read rate",
+           lambda results: results.share("1 rows by packed NF4 + DQ"), percent, least=0.75),
+    Figure("longest sequence that trains on 24 GB, 8B shape", longest, whole, least=78_476),
+    Figure("memory plan against the measured peak, largest error",
+           lambda results: results.value("plan_peaks", "plan, all", "worst"), percent, most=0.08),
+    Figure("losses of bf16 training against the CPU's reference, largest gap",
+           lambda results: results.value("against_reference", "losses, bf16", "gap"), percent, most=0.02),
+    Figure("loading a checkpoint into NF4, from the page cache",
+           lambda results: results.value("disk_to_gpu", "loading", "bytes_per_second", "page cache cached"), rate),
+    Figure("tests of the operations that failed",
+           lambda results: results.value("gpu_tests", "tests", "failed"), whole, most=0),
+)  # fmt: skip
+
+
+def read(path: Path) -> Results:
+    """The results in a file; empty ones where there is none."""
+    return Results(json.loads(path.read_text()) if path.exists() else {})
+
+
+def header(results: Results) -> str:
+    """What the figures were measured on, in a line."""
+    about = next(results.rows("facts", "about"), None)
+    if about is None:
+        return "No run on a GPU yet: every figure is unmeasured."
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
+    return f"{about['device']}, driver {about['driver']}, {about['date']}; {versions}; `{results.about['command']}`."
+
+
+def table(results: Results) -> str:
+    """The figures as Markdown."""
+    lines = [header(results), "", "| figure | aim | measured | |", "|---|---|---|---|"]
+    lines += [f"| {' | '.join(figure.cells(results))} |" for figure in FIGURES]
+    return "\n".join(lines)
+
+
+def draw(results: Results, path: Path) -> None:
+    """Shares of kernels and peaks as bars, into path."""
+    from matplotlib import pyplot
+
+    kernels = [row for row in results.rows("kernel_rates") if "share" in row]
+    peaks = [row for row in results.rows("peaks") if "allocated" in row]
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 0.8 + 0.2 * max(8, len(kernels))), layout="constrained")
+    _bars(left, kernels, [row["share"] for row in kernels])
+    left.set_xlabel("share of the copy or read rate")
+    _bars(right, peaks, [row["allocated"] / 1e9 for row in peaks])
+    right.set_xlabel("peak of the allocator, GB")
+    figure.savefig(path, dpi=110)
+
+
+def _bars(axis: Any, rows: Sequence[Mapping[str, Any]], values: Sequence[float]) -> None:
+    names = [f"{row['name'].removeprefix('peak, ')}, {row['way']}" for row in rows]
+    peers = ("bitsandbytes", "PyTorch")
+    colours = ["#b0b7bf" if row["way"].startswith(peers) else "#1f77b4" for row in rows]
+    axis.barh(names, values, color=colours)
+    axis.invert_yaxis()
+    axis.tick_params(axis="y", labelsize=7)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--plot", type=Path)
+    # run.sh hands its own arguments on
+    given, _ = parser.parse_known_args()
+    results = read(given.out)
+    print(table(results))
+    if given.write:
+        before, rest = PAGE.read_text().split(BEGIN)
+        PAGE.write_text(f"{before}{BEGIN}\n\n{table(results)}\n\n{END}{rest.split(END)[1]}")
+    if results.parts:
+        draw(results, given.plot or given.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

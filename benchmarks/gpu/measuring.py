@@ -1,0 +1,174 @@
+"""Time and memory on the device that is measured: a GPU by its own clock and allocator, a CPU for a smoke alone.
+
+Kernels are timed in CUDA graphs where they can be captured, so that what Python needs to launch them does not count,
+and over as many copies of their data as pass the last cache.
+"""
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from live_tensors import LiveTensors
+
+Call = Callable[[], object]
+# several times the last cache of every GPU so far (H200: 60 MB)
+PAST_CACHES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a part runs. tiny: toy shapes, to see that it works; its figures mean nothing."""
+
+    device: torch.device
+    tiny: bool
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+
+def place(doc: str | None) -> Place:
+    """The place that the command line of a part names."""
+    return place_of(command_line(doc).parse_args())
+
+
+def command_line(doc: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="toy shapes: whether it works, not how fast")
+    return parser
+
+
+def place_of(arguments: argparse.Namespace) -> Place:
+    return Place(torch.device(arguments.device), arguments.tiny)
+
+
+def tell(name: str, **row: Any) -> None:
+    """One result, a line of JSON, to whoever started this part."""
+    print(json.dumps({"name": name, **row}), flush=True)
+
+
+@contextmanager
+def told(name: str, **about: Any) -> Iterator[dict[str, Any]]:
+    """A row to fill, which is told at the end; with the error instead where it fails, and the part goes on."""
+    row: dict[str, Any] = {}
+    try:
+        yield row
+    # whatever a library or the device raises: the rows after this one are wanted all the same
+    except Exception as error:
+        row["error"] = f"{type(error).__name__}: {error}"[:600]
+    tell(name, **about, **row)
+    forget()
+
+
+def forget() -> None:
+    """Give back what nothing refers to any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done all it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def copies(size: int, where: Place) -> int:
+    """How many copies of size bytes a rotation needs to pass the caches."""
+    return 2 if where.tiny else max(2, -(-PAST_CACHES // max(size, 1)))
+
+
+def rotating(calls: Sequence[Call], where: Place, rounds: int = 7) -> dict[str, Any]:
+    """Median seconds of one of calls, which do the same on data of their own; and how they were timed."""
+    for call in calls[:2]:
+        call()
+    wait(where.device)
+    if not where.on_gpu:
+        return {"seconds": statistics.median(_on_cpu(calls) for _ in range(3)), "timed": "cpu"}
+    run, how = _captured(calls)
+    times = [_on_gpu(run) / len(calls) for _ in range(rounds)]
+    return {"seconds": statistics.median(times), "least": min(times), "most": max(times), "timed": how}
+
+
+def _on_cpu(calls: Sequence[Call]) -> float:
+    began = time.perf_counter()
+    for call in calls:
+        call()
+    return (time.perf_counter() - began) / len(calls)
+
+
+def _on_gpu(run: Call) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def _captured(calls: Sequence[Call]) -> tuple[Call, str]:
+    """One function that makes all calls: a CUDA graph, or Python where what they do cannot be captured."""
+
+    def one_by_one() -> None:
+        for call in calls:
+            call()
+
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            one_by_one()
+    except RuntimeError as error:
+        torch.cuda.synchronize()
+        print(f"not captured: {error}", file=sys.stderr)
+        return one_by_one, "launched from Python"
+    graph.replay()
+    torch.cuda.synchronize()
+    return graph.replay, "CUDA graph"
+
+
+@contextmanager
+def peak(device: torch.device) -> Iterator[dict[str, int]]:
+    """Fills in, at the end, the most bytes while the block ran: allocated, reserved and taken of the device.
+
+    device_used holds what the driver and other processes take. On a CPU allocated counts live tensors.
+    """
+    found: dict[str, int] = {}
+    forget()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield found
+        torch.cuda.synchronize(device)
+        free, total = torch.cuda.mem_get_info(device)
+        found |= {
+            "allocated": torch.cuda.max_memory_allocated(device),
+            "reserved": torch.cuda.max_memory_reserved(device),
+            "device_used": total - free,
+        }
+    else:
+        with LiveTensors() as live:
+            yield found
+        found["allocated"] = live.peak
+
+
+def rates(where: Place) -> Mapping[str, float]:
+    """What the device can do at most, measured: bytes a second read and copied (both ways), bf16 FLOP a second."""
+    size = 64 if where.tiny else 8192
+    count = 1 << (12 if where.tiny else 30)
+    a, b = (torch.randn(size, size, device=where.device).bfloat16() for _ in range(2))
+    product = torch.empty_like(a)
+    source, target = (torch.ones(count // 4, device=where.device) for _ in range(2))
+    calls: dict[str, tuple[int, Call]] = {
+        "matmul_bfloat16": (2 * size**3, lambda: torch.mm(a, b, out=product)),
+        "copy": (2 * count, lambda: target.copy_(source)),
+        "read": (count, source.sum),
+    }
+    return {name: work / rotating([call] * 4, where)["seconds"] for name, (work, call) in calls.items()}
