@@ -95,7 +95,7 @@ def test_a_run_keeps_each_row_as_it_comes_and_says_what_it_had_no_time_for(tmp_p
     assert done.returncode == 1, done.stderr
     content = json.loads(path.read_text())
     assert {entry["ended"] for entry in content["parts"].values()} == {"not begun: no time left"}
-    assert list(content["parts"])[0] == "facts"
+    assert next(iter(content["parts"])) == "facts"
 
 
 def test_what_measures_nothing_is_not_written_among_the_results(tmp_path):

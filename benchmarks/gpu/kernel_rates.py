@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from measuring import Call, Place, copies, place, rates, rotating, told
+from measuring import Call, Place, copies, forget, place, rates, rotating, told
 from torch import Tensor
 from torch.nn import functional
 
@@ -174,6 +174,7 @@ def jobs(where: Place) -> Sequence[Callable[[], Job]]:
 def main() -> None:
     where = place(__doc__)
     limits = rates(where)
+    forget()
     for make in jobs(where):
         job = make()
         for way, prepare in job.ways.items():

@@ -68,8 +68,9 @@ def rounded_up(length: int) -> int:
     return -(-length // STEP_OF_LENGTH) * STEP_OF_LENGTH
 
 
-def search(model: Any, way: str, where: Place, settings: dict[str, Any], guess: int) -> None:
+def search(model: Any, way: str, where: Place, settings: dict[str, Any], cap: int) -> None:
     """A row for each try, then one for the longest that fitted."""
+    guess = planned(model, cap, where, settings)
     low, high, began = 0, None, time.perf_counter()
     for _ in range(1 if where.tiny else TRIES):
         length = guess if where.tiny else rounded_up(next_length(low, high, guess))
@@ -79,7 +80,7 @@ def search(model: Any, way: str, where: Place, settings: dict[str, Any], guess: 
         with told("longest on 24 GB, a try", way=way, length=length) as row:
             fitted = fits(model, length, where, settings, row)
         low, high = (length, high) if fitted else (low, length)
-    tell("longest on 24 GB", way=way, length=low, refused=high, planned=guess, cap=CAP, published=PUBLISHED)
+    tell("longest on 24 GB", way=way, length=low, refused=high, planned=guess, cap=cap, published=PUBLISHED)
 
 
 def main() -> None:
@@ -93,7 +94,7 @@ def main() -> None:
         if settings.get("offload_checkpoints") and not where.on_gpu:
             tell("longest on 24 GB", way=way, skipped="a CPU has no other memory")
             continue
-        search(model, way, where, settings, planned(model, cap, where, settings))
+        search(model, way, where, settings, cap)
 
 
 if __name__ == "__main__":

@@ -135,11 +135,19 @@ def _captured(calls: Sequence[Call]) -> tuple[Call, str]:
     return graph.replay, "CUDA graph"
 
 
+def device_used(device: torch.device) -> int:
+    """Bytes of the device that are taken, by the driver, unified memory and other processes too; 0 of a CPU."""
+    if device.type != "cuda":
+        return 0
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free
+
+
 @contextmanager
 def peak(device: torch.device) -> Iterator[dict[str, int]]:
-    """Fills in, at the end, the most bytes while the block ran: allocated, reserved and taken of the device.
+    """Fills in, at the end, the most bytes while the block ran: allocated and reserved by PyTorch.
 
-    device_used holds what the driver and other processes take. On a CPU allocated counts live tensors.
+    On a CPU allocated counts live tensors.
     """
     found: dict[str, int] = {}
     forget()
@@ -147,12 +155,8 @@ def peak(device: torch.device) -> Iterator[dict[str, int]]:
         torch.cuda.reset_peak_memory_stats(device)
         yield found
         torch.cuda.synchronize(device)
-        free, total = torch.cuda.mem_get_info(device)
-        found |= {
-            "allocated": torch.cuda.max_memory_allocated(device),
-            "reserved": torch.cuda.max_memory_reserved(device),
-            "device_used": total - free,
-        }
+        found["allocated"] = torch.cuda.max_memory_allocated(device)
+        found["reserved"] = torch.cuda.max_memory_reserved(device)
     else:
         with LiveTensors() as live:
             yield found

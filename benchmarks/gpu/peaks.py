@@ -2,7 +2,7 @@
 
 QLoRA's own settings (arXiv 2305.14314, figure 6), with adapters and optimizer state in fewer bytes, paged, and moved in
 the backward pass. The base is made once a shape; each way attaches its adapters to it and takes three steps. The peak
-is that of PyTorch's allocator; device_used is what the whole device had taken, unified memory and driver included.
+is that of PyTorch's allocator; device_used is what the whole device had taken after a step, unified memory and driver too.
 """
 
 from dataclasses import dataclass, field
@@ -48,6 +48,7 @@ def measure(base: Any, shape: Shape, way: Way, where: Place) -> dict[str, Any]:
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     finally:
         model.unload()
+    found["device_used"] = batches.device_used
     return {**found, "trained": trained, "seconds": done.seconds[-1], "losses": done.losses}
 
 

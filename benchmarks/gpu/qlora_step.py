@@ -16,7 +16,7 @@ import torch
 from adapted_models import peft_step
 from bench_step import Size, flops_per_token
 from contest import Contestant, Overrun, Turn, Worker, work
-from measuring import Place, command_line, peak, place_of, rates, tell, told
+from measuring import Place, command_line, forget, peak, place_of, rates, tell, told
 from random_llama import LLAMA_8B, TINY
 from results import spread
 from tokenizers import Tokenizer
@@ -149,6 +149,7 @@ def main() -> None:
         return
     where = place_of(arguments)
     rate = rates(where)["matmul_bfloat16"]
+    forget()
     workers: dict[str, Worker] = {}
     for name, contestant in CONTESTANTS.items():
         if missing := absent(name):

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from adapted_models import packed
-from measuring import wait
+from measuring import device_used, wait
 
 from lorasmith.models.fused_block import fused_blocks
 from lorasmith.models.packed_attention import enable_packing
@@ -30,7 +30,7 @@ class _Enough(Exception):
 
 @dataclass
 class MadeUp:
-    """Packed rows of random tokens; notes when each was asked for, the device at rest."""
+    """Packed rows of random tokens; notes when each was asked for, and what the whole device had taken then."""
 
     rows: int
     length: int
@@ -39,6 +39,7 @@ class MadeUp:
     device: torch.device
     seed: int = 0
     asked: list[float] = field(default_factory=list)
+    device_used: int = 0
 
     def __iter__(self) -> Iterator[Any]:
         for step in range(self.steps + 1):
@@ -48,8 +49,9 @@ class MadeUp:
         raise _Enough
 
     def note(self) -> None:
-        """A step begins now, or the last one has ended."""
+        """A step begins now, or the last one has ended; the optimizer's state is alive."""
         wait(self.device)
+        self.device_used = max(self.device_used, device_used(self.device))
         self.asked.append(time.perf_counter())
 
     def seconds(self) -> list[float]:
