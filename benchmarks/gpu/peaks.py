@@ -2,7 +2,7 @@
 
 QLoRA's own settings (arXiv 2305.14314, figure 6), with adapters and optimizer state in fewer bytes, paged, and moved in
 the backward pass. The base is made once a shape; each way attaches its adapters to it and takes three steps. The peak
-is that of PyTorch's allocator; device_used is what the whole device had taken after a step, unified memory and driver too.
+is that of PyTorch's allocator; device_used is what the whole device had taken after a step, unified memory included.
 """
 
 from dataclasses import dataclass, field
