@@ -48,7 +48,11 @@ def command_line(doc: str | None) -> argparse.ArgumentParser:
 
 
 def place_of(arguments: argparse.Namespace) -> Place:
-    return Place(torch.device(arguments.device), arguments.tiny)
+    device = torch.device(arguments.device)
+    if device.type == "cuda" and device.index is None:
+        # some of torch.cuda's functions want the number
+        device = torch.device("cuda", torch.cuda.current_device())
+    return Place(device, arguments.tiny)
 
 
 def tell(name: str, **row: Any) -> None:
