@@ -1,5 +1,8 @@
 """Claims that hold for every method: a new file in methods/ is tested on arrival."""
 
+import json
+from dataclasses import fields
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -17,8 +20,8 @@ from lorasmith.attach import (
     unload,
     write_card,
 )
-from lorasmith.errors import AttachError
-from lorasmith.methods import PeftType, SelectiveMethod, SiteMethod, methods
+from lorasmith.errors import AdapterError, AttachError, InputError
+from lorasmith.methods import PeftType, SelectiveMethod, SiteMethod, methods, read_config
 from lorasmith.planning import PlanSettings, plan
 from lorasmith.quantized import Scheme
 from tiny import bert, llama, logits, quantized, shake
@@ -186,6 +189,42 @@ def test_configs_survive_their_json(method):
     config = config_of(method, "llama")
     again = type(config).from_dict(config.to_dict())
     assert again.to_dict() == config.to_dict()
+
+
+def test_a_field_given_as_null_means_nothing_given_or_is_refused_by_its_name(method, tmp_path):
+    kind, path = methods[method].config_class, tmp_path / "adapter_config.json"
+    values = config_of(method, "llama").to_dict() | {"peft_type": methods[method].peft_type}
+    for field in fields(kind):
+        if field.name == "peft_type":
+            continue
+        path.write_text(json.dumps(values | {field.name: None}))
+        try:
+            read_config(tmp_path)
+        except AdapterError as error:
+            assert str(error).startswith(f"{path}: {field.name}=None")
+        else:
+            values[field.name] = None
+    # with every null that was taken
+    attach(llama(), kind.from_dict(values))
+
+
+def test_a_number_given_as_text_is_refused_by_its_field(method):
+    kind = methods[method].config_class
+    for field in fields(kind):
+        if field.type in (int, float):
+            with pytest.raises(AdapterError, match=f"^{field.name}='8' must be a (whole )?number"):
+                kind(**FIELDS.get(method, {}) | {field.name: "8"})
+
+
+def test_a_null_inside_a_pattern_or_a_start_of_lora_is_refused_by_its_field():
+    for given, field in (
+        ({"rank_pattern": {"q_proj": None}}, "rank_pattern"),
+        ({"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": None}}, "loftq_bits"),
+        ({"init_lora_weights": "eva", "eva_config": {"rho": None}}, "rho"),
+        ({"init_lora_weights": "eva", "eva_config": {"roh": 2}}, "eva_config has no field 'roh'"),
+    ):
+        with pytest.raises(InputError, match=field):
+            methods["lora"].config_class(**given)
 
 
 def test_unknown_fields_are_dropped_with_a_warning_that_names_them(method, caplog):

@@ -42,3 +42,16 @@ def test_what_is_not_given_and_empty_is_not_stated():
 def test_a_field_that_a_method_never_reads_is_no_field_of_a_recipe():
     with pytest.raises(RecipeError, match=r"method.r is unknown to the method 'adalora'.*init_r"):
         resolve_method({"name": "adalora", "r": 16})
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_a_null_in_a_recipe_is_taken_or_refused_by_its_field(name):
+    section = {"name": name, **(CASES[name][0][1] if name in CASES else {})}
+    section.pop("task_type", None)
+    for field in resolve_method(section):
+        if field == "name":
+            continue
+        try:
+            resolve_method(section | {field: None})
+        except RecipeError as error:
+            assert f"{field}=None" in str(error)

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from pathlib import Path
-from typing import Any, ClassVar, Self, get_origin
+from typing import Any, ClassVar, Self
 
 from lorasmith.atomic import write_text
 from lorasmith.errors import AdapterError, AttachError
+from lorasmith.methods.kinds import require_kinds
 from lorasmith.methods.names import PeftType, TaskType
 
 CONFIG_FILE = "adapter_config.json"
@@ -23,7 +24,10 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class AdapterConfig:
-    """Fields that every method has. Raises AdapterError for an unknown task type."""
+    """Fields that every method has.
+
+    Raises AdapterError for an unknown task type, and for a value of another kind than its field's.
+    """
 
     METHOD: ClassVar[str]
     # whether a classifier's new head trains beside the adapter without being asked to, as in PEFT
@@ -42,6 +46,7 @@ class AdapterConfig:
     modules_to_save: list[str] | None = None
 
     def __post_init__(self) -> None:
+        require_kinds(self)
         self.peft_type = PeftType(self.METHOD) if self.METHOD in PeftType.__members__ else self.METHOD
         if isinstance(self.modules_to_save, str):
             raise AttachError(f"modules_to_save={self.modules_to_save!r} must be a list: [{self.modules_to_save!r}]")
@@ -63,16 +68,12 @@ class AdapterConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """A config from the fields of a file; unknown ones are dropped with a warning that names them.
-
-        Raises AdapterError for a value of another kind than the field's.
-        """
+        """A config from the fields of a file; unknown ones are dropped with a warning that names them."""
         known = {field.name for field in fields(cls)}
         unknown = {name: value for name, value in values.items() if name not in known | _FOREIGN}
         told = sorted(name for name, value in unknown.items() if value not in (None, False, {}, []))
         if told:
             log.warning("%s: fields from another version are ignored: %s", cls.__name__, ", ".join(told))
-        _require_kinds(cls, values)
         return cls(**{name: value for name, value in values.items() if name in known})
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -97,21 +98,6 @@ def read_config_fields(folder: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict) or not values.get("peft_type"):
         raise AdapterError(f"{path} has no field peft_type; it must name the method, such as LORA")
     return values
-
-
-def _require_kinds(cls: type[AdapterConfig], values: dict[str, Any]) -> None:
-    """Raise AdapterError for a field of a file that must hold a number, or values by name, and holds something else."""
-    for field in fields(cls):
-        if field.name not in values:
-            continue
-        value = values[field.name]
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if field.type is int and not (number and isinstance(value, int)):
-            raise AdapterError(f"{field.name}={value!r} must be a whole number")
-        if field.type is float and not number:
-            raise AdapterError(f"{field.name}={value!r} must be a number")
-        if get_origin(field.type) is dict and not isinstance(value, dict):
-            raise AdapterError(f"{field.name}={value!r} must be an object of values by name")
 
 
 def _plain(value: Any) -> Any:

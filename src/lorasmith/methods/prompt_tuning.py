@@ -40,6 +40,9 @@ class PromptTuningConfig(PromptLearningConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        starts = [start.value for start in PromptTuningInit]
+        if self.prompt_tuning_init not in starts:
+            raise AttachError(f"prompt_tuning_init={self.prompt_tuning_init!r} is not one of {', '.join(starts)}")
         self.prompt_tuning_init = PromptTuningInit(self.prompt_tuning_init)
         if self.prompt_tuning_init == PromptTuningInit.TEXT:
             for name in ("prompt_tuning_init_text", "tokenizer_name_or_path"):

@@ -4,16 +4,17 @@ W [O, I] is the base's weight, Q what the layer holds once quantized, A [R, I] a
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lorasmith.errors import AttachError, nearest
+from lorasmith.errors import AttachError
 from lorasmith.formats import formats
 from lorasmith.methods.inits.start import Factors, Start
 from lorasmith.methods.inits.truncated import balanced_factors, power_iterations
+from lorasmith.methods.kinds import require_kinds, with_fields
 from lorasmith.methods.site import BaseWeight
 from lorasmith.quantized import Scheme
 
@@ -35,6 +36,7 @@ class LoftQConfig:
     double_quant: bool = False
 
     def __post_init__(self) -> None:
+        require_kinds(self)
         if self.loftq_iter < 1:
             raise AttachError(f"loftq_iter={self.loftq_iter} must be at least 1")
         if self.format is None and self.loftq_bits not in _BITS_FORMAT:
@@ -45,15 +47,6 @@ class LoftQConfig:
             raise AttachError(
                 f"loftq_bits={self.loftq_bits}, but {self.format} has {bits} bits; give loftq_bits={bits} with it"
             )
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> "LoftQConfig":
-        """The config of the fields in values; AttachError, with the nearest, for a field that there is not."""
-        known = [field.name for field in fields(cls)]
-        for name in values:
-            if name not in known:
-                raise AttachError(f"loftq_config has no field {name!r}.{nearest(name, known)}")
-        return cls(**values)
 
     @property
     def scheme(self) -> Scheme:
@@ -71,7 +64,7 @@ class Alternating(Start):
     def __init__(self, value: str, quantization: Mapping[str, Any]) -> None:
         self.value = value
         self.iterations = power_iterations(value)
-        self.config = LoftQConfig.of(quantization)
+        self.config = with_fields(LoftQConfig, quantization, "loftq_config")
 
     def settings(self) -> dict[str, Any]:
         return asdict(self.config)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lorasmith.errors import AttachError
 from lorasmith.methods.inits.start import Start, starts
+from lorasmith.methods.kinds import require_kinds
 
 
 @dataclass
@@ -33,6 +34,7 @@ class EvaConfig:
     adjust_scaling_factors: bool = True
 
     def __post_init__(self) -> None:
+        require_kinds(self)
         if self.rho < 1:
             raise AttachError(f"rho={self.rho} must be at least 1, which leaves every rank as it is")
         if not 0 <= self.tau <= 1:

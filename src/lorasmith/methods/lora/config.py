@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 from lorasmith.errors import AttachError
 from lorasmith.methods.config import LayeredConfig
 from lorasmith.methods.inits import EvaConfig, LoftQConfig, Start, start_of
+from lorasmith.methods.kinds import with_fields
 from lorasmith.methods.matching import patterned
 
 # PEFT's fields for variants that this version does not have: accepted at these values, refused at any other
@@ -165,4 +166,4 @@ def _settled(settings: EvaConfig | dict[str, Any] | None, wanted: bool) -> EvaCo
         raise AttachError('eva_config says something only to init_lora_weights="eva"; leave one of the two away')
     if isinstance(settings, EvaConfig):
         return settings
-    return EvaConfig(**(settings or {})) if wanted else None
+    return with_fields(EvaConfig, settings or {}, "eva_config") if wanted else None
