@@ -149,6 +149,19 @@ def test_an_expression_for_quantize_that_does_not_compile(lorasmith, model, read
     assert not reads
 
 
+def test_skipping_a_module_that_there_is_not(train, lorasmith, model, reads, tmp_path):
+    refused(train(model, "--set", "quantization={skip: [q_prj]}"), 2, "skip", "'q_prj'", "Did you mean 'q_proj'")
+    refused(lorasmith("quantize", model, "--out", tmp_path / "q", "--skip", "q_prj"), 2, "skip", "'q_prj'")
+    assert not reads
+
+
+def test_a_block_size_for_a_format_without_blocks(train, lorasmith, model, reads, tmp_path):
+    quantize = lorasmith("quantize", model, "--out", tmp_path / "q", "--format", "int8", "--blocksize", 128)
+    refused(quantize, 2, "blocksize=128", "int8")
+    refused(train(model, "--set", "quantization={format: int8, blocksize: 128}"), 2, "blocksize=128", "int8")
+    assert not reads
+
+
 def test_an_adapter_of_another_shape(lorasmith, adapter, reads):
     weights = adapter / "adapter_model.safetensors"
     tensors = {name: value[..., :-1].contiguous() for name, value in load_file(weights).items()}

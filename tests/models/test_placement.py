@@ -1,5 +1,6 @@
 """Heads, routers and tied weights stay dense, with the reason; everything else that is linear is quantized."""
 
+import pytest
 import torch
 from torch import nn
 from transformers import (
@@ -10,7 +11,8 @@ from transformers import (
     Qwen2MoeConfig,
 )
 
-from lorasmith.models.placement import dense_reasons, linears, matches, replace_linears_
+from lorasmith.errors import ModelError
+from lorasmith.models.placement import dense_reasons, linears, matches, replace_linears_, require_skips
 from lorasmith.quantized import QuantizedLinear, Scheme
 
 SMALL = {
@@ -50,6 +52,14 @@ def test_what_is_skipped_is_named_so():
     reasons = dense_reasons(model, ["down_proj"])
     assert reasons["model.layers.0.mlp.down_proj"] == "skipped on request"
     assert reasons["lm_head"] == "output head"
+
+
+def test_skipping_what_there_is_not_is_refused_but_for_the_usual_heads():
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL))
+    require_skips(model, ["down_proj", "model.layers.0", r"model\.layers\.0\.mlp\..*", "score", "embed_tokens"])
+    for pattern in ("down", "layers.0.mlp.down", r"layers\.0\..*"):
+        with pytest.raises(ModelError, match="no module of LlamaForCausalLM is meant by"):
+            require_skips(model, ["o_proj", pattern])
 
 
 def test_a_pattern_is_a_name_its_end_a_parent_or_a_regular_expression():

@@ -17,7 +17,7 @@ def quantize(
     model: Annotated[str, typer.Argument(help="Folder of a checkpoint, or its name on the hub.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     number_format: Annotated[str, typer.Option("--format", help="nf4, fp4, int4 or int8.")] = "nf4",
-    blocksize: Annotated[int, typer.Option(help="Weights that share a scale: 32 to 4096.")] = 64,
+    blocksize: Annotated[int, typer.Option(help="Weights that share a scale: 32 to 4096; int8 has none.")] = 64,
     double_quant: Annotated[bool, typer.Option(help="Store the scales in 8 bits too.")] = True,
     zero_points: Annotated[bool, typer.Option("--zero-points", help="Give every block an offset in 32 bits.")] = False,
     skip: Annotated[list[str] | None, typer.Option(help="Module to leave as it is; may be repeated.")] = None,

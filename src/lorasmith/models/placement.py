@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from lorasmith.errors import ModelError, nearest
 from lorasmith.models.families import HEADS, ROUTERS
 from lorasmith.models.narrow_linear import PLAIN_LINEARS
 from lorasmith.quantized import QuantizedLinear, Scheme
@@ -64,6 +65,18 @@ def stored_dense(model: PreTrainedModel, skip: Sequence[str]) -> list[str]:
         if any(matches(known, skip) for known in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")))
         or (name in heads and not same_class)
     ]
+
+
+def require_skips(model: nn.Module, skip: Sequence[str]) -> None:
+    """Raise ModelError for one of skip that means no module of model; the usual names of heads may mean none."""
+    names = [name for name, _ in model.named_modules() if name]
+    for pattern in skip:
+        if pattern not in HEADS and not any(matches(name, [pattern]) for name in names):
+            ends = sorted({name.rpartition(".")[2] for name in names})
+            raise ModelError(
+                f"skip: no module of {type(model).__name__} is meant by {pattern!r}; give a whole name, its last part, "
+                f"a parent, or an expression for the whole name.{nearest(pattern, ends)}"
+            )
 
 
 def tied_keys(model: PreTrainedModel) -> dict[str, str]:

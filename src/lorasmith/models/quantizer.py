@@ -17,7 +17,7 @@ from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 
 from lorasmith.errors import FormatError, LorasmithError, ModelError
-from lorasmith.models.placement import dense_reasons, replace_linears_, stored_dense
+from lorasmith.models.placement import dense_reasons, replace_linears_, require_skips, stored_dense
 from lorasmith.models.quantization_config import METHOD, QuantizationConfig
 from lorasmith.models.report import report_on
 from lorasmith.quantized import QuantizedWeight
@@ -44,6 +44,7 @@ class LorasmithQuantizer(HfQuantizer):
         if self.pre_quantized:
             left = stored_dense(model, config.skip_modules or ())
         else:
+            require_skips(model, config.skip_modules or ())
             left = list(dense_reasons(model, config.skip_modules or ()))
         dtype = keywords.get("dtype") or torch.get_default_dtype()
         self.layers = replace_linears_(

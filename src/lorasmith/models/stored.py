@@ -45,7 +45,8 @@ def wanted_config(
 ) -> QuantizationConfig | None:
     """The config to load with: the checkpoint's own, or one for scheme; None for a dense model.
 
-    Raises ModelError where the checkpoint is stored in another scheme than the one asked for.
+    Raises ModelError where the checkpoint is stored in another scheme than the one asked for, or is to leave layers
+    dense that it holds quantized.
     """
     config = stored_config(checkpoint)
     if config is None:
@@ -56,6 +57,11 @@ def wanted_config(
         raise ModelError(
             f"{checkpoint.folder} is already stored in {config.scheme}, not {scheme}; "
             "load it as it is stored (quantization: none), or take the 16-bit model"
+        )
+    if skip:
+        raise ModelError(
+            f"{checkpoint.folder} is stored quantized already, so skip={list(skip)} says nothing to it; leave "
+            "quantization.skip out, or take the 16-bit model"
         )
     config.compute_dtype = compute_dtype or config.compute_dtype
     return config

@@ -15,7 +15,8 @@ class Scheme:
     every block an offset in f32, which takes rows of whole blocks. Row-wise formats (int8) have one scale a row and
     read none of these.
 
-    Raises FormatError for an unknown format, a block size outside 32 to 4096, and zero points of a row-wise format.
+    Raises FormatError for an unknown format, a block size outside 32 to 4096, and zero points or a block size of a
+    row-wise format.
     Source: QLoRA, arXiv 2305.14314, section 3; zero points, QA-LoRA, arXiv 2309.14717, section 3.1.
     """
 
@@ -28,6 +29,11 @@ class Scheme:
         if self.blocksize not in BLOCKSIZES:
             raise FormatError(f"blocksize={self.blocksize} is not one of {BLOCKSIZES}; use 64, the QLoRA default")
         rowwise = self.number_format.layout == "rowwise"
+        if rowwise and self.blocksize != type(self).blocksize:
+            raise FormatError(
+                f"blocksize={self.blocksize} with format {self.format}, which has one scale a row and no blocks; leave "
+                "the block size out, or choose nf4, fp4 or int4"
+            )
         if self.zero_points and rowwise:
             raise FormatError(f"{self.format} has no blocks to give zero points; use int4, or leave zero_points out")
 

@@ -10,7 +10,7 @@ from lorasmith.errors import ModelError, RecipeError, reason
 from lorasmith.models.checkpoint import Checkpoint, open_checkpoint
 from lorasmith.models.hub import Source, fetch
 from lorasmith.models.load import LoadedModel, load
-from lorasmith.models.placement import dense_reasons, replace_linears_
+from lorasmith.models.placement import dense_reasons, replace_linears_, require_skips
 from lorasmith.models.stored import wanted_config
 from lorasmith.quantized import Scheme
 from lorasmith.recipes.sections import ModelSection, QuantizationSection, Task
@@ -74,6 +74,7 @@ def skeleton(checkpoint: Checkpoint, section: ModelSection, storage: Storage, de
         _require_shapes(model, checkpoint)
     wanted = wanted_config(checkpoint, storage.scheme, storage.skip, None)
     if wanted is not None:
+        require_skips(model, storage.skip)
         dense = dense_reasons(model, wanted.skip_modules or ())
         replace_linears_(model, list(dense), wanted.scheme, model.dtype)
     return model
