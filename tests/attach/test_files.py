@@ -3,19 +3,23 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
 
 from lorasmith.attach import (
+    WEIGHTS_FILE,
     attach,
     class_names,
     load_adapter,
     merge_and_unload,
+    merge_in_place,
     name_classes_,
     read_adapter_tensors,
     read_class_names,
     save_adapter,
     unload,
+    unmerge,
 )
-from lorasmith.errors import AdapterError
+from lorasmith.errors import AdapterError, AttachError
 from lorasmith.methods import Site
 from lorasmith.methods.lora import LoraConfig
 from tiny import bert, llama, logits, shake
@@ -130,6 +134,45 @@ def test_frozen_resized_embeddings_travel_too(tmp_path):
     other = llama()
     load_adapter(other, tmp_path / "adapter")
     assert torch.equal(logits(other, ids), adapted)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_load_that_fails_leaves_embeddings_as_large_as_they_were(tmp_path, tied):
+    llama().save_pretrained(tmp_path / "base")
+    grown = llama(tie_word_embeddings=tied)
+    grown.resize_token_embeddings(70, mean_resizing=False)
+    attach(grown, LoraConfig(base_model_name_or_path=str(tmp_path / "base")))
+    save_adapter(grown, tmp_path / "adapter")
+    tensors = load_file(tmp_path / "adapter" / WEIGHTS_FILE)
+    tensors[next(key for key in tensors if "lora_A" in key)] = torch.zeros(3, 3)
+    save_file(tensors, tmp_path / "adapter" / WEIGHTS_FILE)
+    model = llama(tie_word_embeddings=tied)
+    embedding, head, before = model.model.embed_tokens, model.lm_head, logits(model)
+    weights = embedding.weight, head.weight
+    with pytest.raises(AdapterError, match="has shape"):
+        load_adapter(model, tmp_path / "adapter")
+    assert model.model.embed_tokens is embedding and model.lm_head is head
+    assert (embedding.weight, head.weight) == weights
+    assert embedding.num_embeddings == len(embedding.weight) == head.out_features == model.config.vocab_size == 64
+    assert torch.equal(logits(model), before)
+
+
+def test_what_was_merged_or_trained_beside_is_so_again_after_a_failed_attach_or_load(folder):
+    model = llama()
+    book = attach(model, LoraConfig(bias="all"), "first")
+    shake(model)
+    merge_in_place(model)
+    merged = logits(model)
+    with pytest.raises(AttachError):
+        attach(model, LoraConfig(target_modules=["norm"]), "second")
+    assert torch.equal(logits(model), merged)
+    with pytest.raises(AdapterError):
+        load_adapter(model, folder, "second", config=LoraConfig(r=3))
+    assert torch.equal(logits(model), merged)
+    assert all(adapted.merged == ["first"] for _, adapted in book.adapted())
+    unmerge(model)
+    # two roundings apart
+    assert_close(logits(model), merged, atol=1e-5, rtol=0)
 
 
 def test_a_classifiers_head_is_saved_with_the_adapter(tmp_path):

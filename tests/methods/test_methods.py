@@ -93,6 +93,29 @@ def test_saved_and_loaded_the_logits_are_bit_equal(method, base, tmp_path):
     assert not any(p.requires_grad for p in other.parameters())
 
 
+def test_a_load_that_fails_over_an_adapter_leaves_model_and_adapter_as_they_were(method, tmp_path, monkeypatch):
+    def fails(*args, **kwargs):
+        raise RuntimeError("out of memory")
+
+    model = llama()
+    book = attach(model, config_of(method, "llama"))
+    expected = logits(shake(model))
+    save_adapter(model, tmp_path)
+    before = {name: (p, p.requires_grad, p.detach().clone()) for name, p in model.named_parameters()}
+    config, hooks = book.configs["default"], [len(module._forward_hooks) for module in model.modules()]
+    monkeypatch.setattr("lorasmith.attach.files.load_adapter_state", fails)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        load_adapter(model, tmp_path)
+    after = dict(model.named_parameters())
+    assert list(after) == list(before)
+    # the very tensors, which an optimizer may hold
+    assert all(after[name] is p and p.requires_grad == trains for name, (p, trains, _) in before.items())
+    assert all(torch.equal(p, value) for p, _, value in before.values())
+    assert book.configs == {"default": config} and book.active == ["default"]
+    assert [len(module._forward_hooks) for module in model.modules()] == hooks
+    assert torch.equal(logits(model), expected)
+
+
 def test_merged_for_good_it_equals_the_adapter_or_refuses(method, base):
     model = BASES[base]()
     attach(model, config_of(method, base))

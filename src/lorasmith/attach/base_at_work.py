@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lorasmith.attach.adapters import Adapters
-from lorasmith.models.modes import kept_modes
+from lorasmith.models.modes import kept_modes, note_trainability
 
 # gets a layer's path, its input and its output, and may return another output
 See = Callable[[str, Tensor, Tensor], Tensor | None]
@@ -22,21 +22,10 @@ def base_watched(book: Adapters, paths: Iterable[str], see: See) -> Iterator[Non
         stack.enter_context(book.disabled())
         stack.enter_context(kept_modes(book.model))
         book.model.eval()
-        stack.enter_context(_frozen(book.model))
+        stack.callback(note_trainability(book.model))
+        book.model.requires_grad_(False)
         modules = dict(book.adapted())
         for path in paths:
             hook = modules[path].register_forward_hook(lambda _, given, y, path=path: see(path, given[0], y))
             stack.callback(hook.remove)
         yield
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)

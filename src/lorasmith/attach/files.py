@@ -16,6 +16,7 @@ from lorasmith.attach.content import AdapterContent
 from lorasmith.attach.placing import attach
 from lorasmith.attach.saved_embeddings import refuse_foreign_embeddings, resize_embeddings
 from lorasmith.attach.state import SaveEmbeddings, adapter_state, check_keys, load_adapter_state
+from lorasmith.attach.undoing import undone_on_error
 from lorasmith.errors import AdapterError
 from lorasmith.methods import (
     CLASSIFICATION,
@@ -110,26 +111,17 @@ def attach_content(
     if not content.config.inference_mode and _continues(book, name, content.config):
         _take_exported_(book, name, content.state)
         return book
-    replaced = _as_it_trains(book, name) if name in book.configs else None
-    before, first = list(book.active), not book.configs
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    prompt = book.prompted.encoder[name] if book.prompted is not None and name in book.prompted.encoder else None
-    if replaced is not None:
-        book.remove(name)
-    try:
-        return _attach_loaded(model, content, name, float32, skip_mismatched)
-    except Exception:
+    with undone_on_error(book):
         if name in book.configs:
             book.remove(name)
-        if replaced is not None:
-            _attach_loaded(model, replaced, name, float32)
-            if prompt is not None and book.prompted is not None:
-                # with what no file holds: the encoder of its virtual tokens
-                book.prompted.encoder[name] = prompt
-        book.activate(before)
-        for parameter in trained if first else []:
-            parameter.requires_grad_(True)
-        raise
+        refuse_foreign_embeddings(model, content.config, content.state)
+        resize_embeddings(model, content.state)
+        attach(model, content.config, name, float32, fresh=False)
+        load_adapter_state(model, content.state, name, skip_mismatched=skip_mismatched)
+        if content.class_names:
+            # the adapter acts since it was attached
+            name_classes_(model, content.class_names)
+    return book
 
 
 def content_of(book: Adapters, name: str, save_embeddings: SaveEmbeddings = False) -> AdapterContent:
@@ -137,11 +129,6 @@ def content_of(book: Adapters, name: str, save_embeddings: SaveEmbeddings = Fals
     own = adapter_state(book.model, name, save_embeddings)
     state = {**own, **{key: value.detach() for key, value in book.exported(name).items()}}
     return AdapterContent(_exported_config(book, name), state, book.class_names.of(name, book.active))
-
-
-def _as_it_trains(book: Adapters, name: str) -> AdapterContent:
-    state = adapter_state(book.model, name, save_embeddings=False)
-    return AdapterContent(book.configs[name], state, book.class_names.of(name, book.active))
 
 
 def _refuse_half_of_it(folder: str | Path, config: AdapterConfig) -> None:
@@ -183,24 +170,12 @@ def _placement(config: AdapterConfig) -> dict[str, Any]:
 def _take_exported_(book: Adapters, name: str, state: Mapping[str, Tensor]) -> None:
     places = book.exported(name)
     check_keys({key: value for key, value in state.items() if key in places}, places, lenient=set())
+    own = book.tensors(name)
+    # what lies beside the sites' tensors first: it may not fit
+    load_adapter_state(book.model, {key: own[key] if key in places else state[key] for key in state}, name)
     with torch.no_grad():
         book.take_exported_(name, state)
-    own = book.tensors(name)
-    load_adapter_state(book.model, {key: own[key] if key in places else state[key] for key in state}, name)
     book.activate([name], trainable=True)
-
-
-def _attach_loaded(
-    model: nn.Module, content: AdapterContent, name: str, float32: bool, skip_mismatched: bool = False
-) -> Adapters:
-    refuse_foreign_embeddings(model, content.config, content.state)
-    resize_embeddings(model, content.state)
-    book = attach(model, content.config, name, float32, fresh=False)
-    load_adapter_state(model, content.state, name, skip_mismatched=skip_mismatched)
-    if content.class_names:
-        # the adapter acts since it was attached
-        name_classes_(model, content.class_names)
-    return book
 
 
 def read_adapter_tensors(folder: str | Path) -> dict[str, Tensor]:

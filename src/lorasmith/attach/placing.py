@@ -23,6 +23,7 @@ from lorasmith.attach.selection import (
 )
 from lorasmith.attach.site_holder import SiteHolder
 from lorasmith.attach.tying import tied_groups
+from lorasmith.attach.undoing import undone_on_error
 from lorasmith.errors import AttachError, nearest
 from lorasmith.methods import (
     CLASSIFICATION,
@@ -63,18 +64,17 @@ def attach(
     """
     book = adapters_of(model)
     _check_name(book, adapter_name)
-    adopt_bitsandbytes_(model)
     config = copy.deepcopy(config)
     method = method_of(config)
-    # a new adapter starts from the base, not from what another one made of it
-    book.unmerge()
-    book.base_tensors.place([])
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not book.configs:
-        _refuse_meta_mixture(model)
-        model.requires_grad_(False)
-    _complete_modules_to_save(model, config)
-    try:
+    with undone_on_error(book):
+        adopt_bitsandbytes_(model)
+        # a new adapter starts from the base, not from what another one made of it
+        book.unmerge()
+        book.base_tensors.place([])
+        if not book.configs:
+            _refuse_meta_mixture(model)
+            model.requires_grad_(False)
+        _complete_modules_to_save(model, config)
         # first, so that nothing below takes a tensor of the originals
         _place_saved_modules(book, config, adapter_name)
         if isinstance(method, SiteMethod) and method.ties(config):
@@ -88,16 +88,8 @@ def attach(
         elif isinstance(method, SelectiveMethod):
             assert isinstance(config, TargetedConfig)
             _place_selection(book, config, method, adapter_name)
-    except Exception:
-        before = book.active
         book.configs[adapter_name] = config
-        book.remove(adapter_name)
-        book.activate(before)
-        for parameter in trained:
-            parameter.requires_grad_(True)
-        raise
-    book.configs[adapter_name] = config
-    book.activate([adapter_name])
+        book.activate([adapter_name])
     return book
 
 

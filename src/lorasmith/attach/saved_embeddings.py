@@ -123,16 +123,14 @@ def resize_embeddings(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         model.resize_token_embeddings(max(rows), mean_resizing=False)
 
 
-@torch.no_grad()
 def restore_embeddings(book: Adapters, embeddings: Mapping[str, Tensor]) -> None:
-    """Put embeddings of a file into the base's layers. Raises AdapterError for another shape."""
-    modules = _embedding_keys(book.model)
-    for key, value in embeddings.items():
-        base = _bare(modules[key])
-        if not layer_is_dense(base):
-            continue
-        weight = base.get_parameter("weight")
-        if weight.shape != value.shape:
-            shapes = f"{tuple(value.shape)}, the model's {tuple(weight.shape)}"
+    """Put embeddings of a file into the base's layers. Raises AdapterError, before any is written, for other shapes."""
+    modules = {key: _bare(module) for key, module in _embedding_keys(book.model).items()}
+    places = {key: modules[key].get_parameter("weight") for key in embeddings if layer_is_dense(modules[key])}
+    for key, weight in places.items():
+        if weight.shape != embeddings[key].shape:
+            shapes = f"{tuple(embeddings[key].shape)}, the model's {tuple(weight.shape)}"
             raise AdapterError(f"{key} has shape {shapes}; resize the model's embeddings first")
-        weight.copy_(value)
+    with torch.no_grad():
+        for key, weight in places.items():
+            weight.copy_(embeddings[key])

@@ -98,16 +98,18 @@ class ShiraSite(Site):
         rows_and_columns = torch.stack([places // self.layer.in_features, places % self.layer.in_features])
         self.shira_indices.weight.copy_(rows_and_columns)
 
-    def loaded(self) -> None:
-        self.needs_data = False
+    def restored(self, key: str, value: Tensor) -> Tensor:
         # a place outside the matrix would be written to all the same
-        indices = self.shira_indices.weight
-        most = torch.tensor([[self.layer.out_features], [self.layer.in_features]], device=indices.device)
-        if bool(((indices < 0) | (indices >= most)).any()):
+        most = torch.tensor([[self.layer.out_features], [self.layer.in_features]], device=value.device)
+        if key == "shira_indices" and bool(((value < 0) | (value >= most)).any()):
             raise AdapterError(
                 f"{self.layer.path}.shira_indices has places outside the {self.layer.out_features} x "
                 f"{self.layer.in_features} matrix; the file is damaged or of another model"
             )
+        return value
+
+    def loaded(self) -> None:
+        self.needs_data = False
 
     def after(self, x: Tensor, y: Tensor, weight: BaseWeight) -> Tensor:
         if self.needs_data:

@@ -98,7 +98,7 @@ class Site(nn.Module):
         raise NotImplementedError(f"{self.describe()} needs no data")
 
     def loaded(self) -> None:
-        """Look at tensors that were just loaded; raises AdapterError where no file should hold them."""
+        """Take notice of tensors that were just loaded."""
 
     def before(self, x: Tensor) -> Tensor:
         """The input that the module gets instead of x."""
@@ -179,7 +179,7 @@ class Site(nn.Module):
         return value
 
     def restored(self, key: str, value: Tensor) -> Tensor:
-        """The tensor as this site holds it, from what a file holds of it."""
+        """The tensor as this site holds it, from what a file holds; AdapterError for what no file should hold."""
         return value
 
 

@@ -1,6 +1,6 @@
-"""Training and evaluation mode."""
+"""Training and evaluation mode, and which parameters train."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from torch import nn
@@ -15,3 +15,14 @@ def kept_modes(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def note_trainability(model: nn.Module) -> Callable[[], None]:
+    """What lets the parameters of model train again that train now, and no others of them."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+
+    def put_back() -> None:
+        for parameter, trains in flags:
+            parameter.requires_grad_(trains)
+
+    return put_back
