@@ -79,6 +79,45 @@ def test_an_adapter_with_more_rows_of_vocabulary_is_loaded(tmp_path):
     assert torch.equal(logits(lorasmith.PeftModel.from_pretrained(llama(), tmp_path)), logits(model))
 
 
+def test_a_merged_base_still_has_its_own_state():
+    key, merged = "model.layers.0.self_attn.q_proj.weight", theirs()
+    merged.merge_adapter()
+    assert not torch.equal(peft.get_base_model_state_dict(merged)[key], llama().state_dict()[key])
+    model = ours(target_modules=["q_proj", "embed_tokens"])
+    model.merge_adapter()
+    plain = llama().state_dict()
+    state = lorasmith.get_base_model_state_dict(model)
+    assert all(torch.equal(value, plain[key]) for key, value in state.items())
+
+
+def test_a_merged_adapter_of_an_embedding_is_saved_as_an_unmerged_one():
+    model = ours(target_modules=["embed_tokens"])
+    expected = {key: value.clone() for key, value in lorasmith.get_peft_model_state_dict(model).items()}
+    model.merge_adapter()
+    state = lorasmith.get_peft_model_state_dict(model)
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(value, expected[key]) for key, value in state.items())
+
+
+def test_tensors_are_not_loaded_into_a_merged_adapter():
+    other = theirs()
+    zeros = {key: torch.zeros_like(value) for key, value in peft.get_peft_model_state_dict(other).items()}
+    other.merge_adapter()
+    peft.set_peft_model_state_dict(other, zeros)
+    other.unmerge_adapter()
+    assert not torch.allclose(logits(other), logits(llama()))
+    model = ours(target_modules=["q_proj"])
+    state = {key: torch.zeros_like(value) for key, value in lorasmith.get_peft_model_state_dict(model).items()}
+    model.merge_adapter()
+    merged = logits(model)
+    with pytest.raises(lorasmith.LorasmithError, match="'default' is merged into the base.*unmerge first"):
+        lorasmith.set_peft_model_state_dict(model, state)
+    assert torch.equal(logits(model), merged)
+    model.unmerge_adapter()
+    lorasmith.set_peft_model_state_dict(model, state)
+    assert torch.equal(logits(model), logits(llama()))
+
+
 def test_unmerging_restores_every_bit():
     def turned(model: nn.Module) -> bool:
         """Whether merging and unmerging gave the same bits."""

@@ -25,8 +25,6 @@ class Adapted(SiteHolder):
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
-        # (weight, bias) before a merge in place: a sum and a difference of roundings is not the identity
-        self._unmerged: tuple[Tensor, Tensor | None] | None = None
         self._stack: Kept[Stack | None] = Kept()
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -116,20 +114,12 @@ class Adapted(SiteHolder):
             raise AttachError(f"adapters {self.merged} are merged already; unmerge first")
         base = self.base_layer
         weight, bias = self.deltas(adapters)
-        self._unmerged = (base.weight.detach().clone(), None if self.bias is None else self.bias.detach().clone())
+        changed = [base.weight] if bias is None else [base.weight, base.bias]
+        self.unmerged = {parameter: parameter.detach().clone() for parameter in changed}
         base.weight.copy_(weight.T if isinstance(base, Conv1D) else weight)
         if bias is not None:
             base.bias.copy_(bias)
         self.merged = list(adapters)
-
-    @torch.no_grad()
-    def unmerge_(self) -> None:
-        if self._unmerged is not None:
-            weight, bias = self._unmerged
-            self.base_layer.weight.copy_(weight)
-            if bias is not None:
-                self.base_layer.bias.copy_(bias)
-        self._unmerged, self.merged = None, []
 
     @torch.no_grad()
     def merged_layer(self, adapters: list[str], dtype: torch.dtype | None) -> nn.Module:

@@ -20,8 +20,6 @@ class AdaptedParameter(SiteHolder):
     def __init__(self, base_layer: nn.Module, parameter_name: str) -> None:
         super().__init__(base_layer)
         self.parameter_name = parameter_name
-        # the parameter before a merge in place: a sum and a difference of roundings is not the identity
-        self._unmerged: Tensor | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module returns with the changed parameters."""
@@ -62,15 +60,9 @@ class AdaptedParameter(SiteHolder):
     def merge_(self, adapters: list[str]) -> None:
         if self.merged:
             raise AttachError(f"adapters {self.merged} are merged already; unmerge first")
-        self._unmerged = self.target.detach().clone()
+        self.unmerged = {self.target: self.target.detach().clone()}
         self.target.copy_(self._summed(adapters))
         self.merged = list(adapters)
-
-    @torch.no_grad()
-    def unmerge_(self) -> None:
-        if self._unmerged is not None:
-            self.target.copy_(self._unmerged)
-        self._unmerged, self.merged = None, []
 
     @torch.no_grad()
     def merged_layer(self, adapters: list[str], dtype: torch.dtype | None) -> nn.Module:

@@ -172,6 +172,11 @@ class Adapters:
             if adapted.merged != unless:
                 adapted.unmerge_()
 
+    def originals(self) -> dict[nn.Parameter, Tensor]:
+        """The base's tensors that adapters have changed in place, by merges or by training, with their own values."""
+        found = {parameter: value for _, adapted in self.adapted() for parameter, value in adapted.unmerged.items()}
+        return found | self.base_tensors.originals
+
     def remove(self, name: str) -> None:
         """Take one adapter off; wrappers that serve no adapter go too. The base tensors get their values back.
 

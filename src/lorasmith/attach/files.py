@@ -170,6 +170,7 @@ def _placement(config: AdapterConfig) -> dict[str, Any]:
 def _take_exported_(book: Adapters, name: str, state: Mapping[str, Tensor]) -> None:
     places = book.exported(name)
     check_keys({key: value for key, value in state.items() if key in places}, places, lenient=set())
+    book.unmerge()
     own = book.tensors(name)
     # what lies beside the sites' tensors first: it may not fit
     load_adapter_state(book.model, {key: own[key] if key in places else state[key] for key in state}, name)

@@ -40,14 +40,15 @@ def adapted_embeddings(book: Adapters, name: str) -> dict[str, nn.Module]:
     }
 
 
-def embedding_tensors(layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """The dense weights of layers by their keys in a file; quantized ones are left out."""
-    tensors = {}
+def embedding_tensors(book: Adapters, layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """The dense weights of layers, as they are without adapters, by their keys in a file; quantized ones are left out."""
+    tensors, originals = {}, book.originals()
     for path, module in layers.items():
         adapted = isinstance(module, Adapted)
         base = _bare(module)
         if layer_is_dense(base):
-            tensors[f"{KEY_PREFIX}{path}.{'base_layer.' if adapted else ''}weight"] = dense_weight(base)
+            weight = base.get_parameter("weight")
+            tensors[f"{KEY_PREFIX}{path}.{'base_layer.' if adapted else ''}weight"] = originals.get(weight, weight).detach()
     return tensors
 
 

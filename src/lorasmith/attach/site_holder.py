@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lorasmith.attach.assignment import Assignment
 from lorasmith.methods import Site
@@ -30,6 +30,8 @@ class SiteHolder(nn.Module, ABC):
         # who serves which rows, instead of the active ones for all
         self.assigned: Assignment | None = None
         self.merged: list[str] = []
+        # what a merge in place changed, as it was: a sum and a difference of roundings is not the identity
+        self.unmerged: dict[nn.Parameter, Tensor] = {}
 
     def add(self, adapter: str, site: Site) -> None:
         """Place site here under the adapter's name."""
@@ -82,9 +84,12 @@ class SiteHolder(nn.Module, ABC):
         """Count these adapters as merged, since the layer that this one shares its weight with has taken them in."""
         self.merged = list(adapters)
 
-    @abstractmethod
+    @torch.no_grad()
     def unmerge_(self) -> None:
         """Put back what was there before the merge, bit for bit."""
+        for parameter, value in self.unmerged.items():
+            parameter.copy_(value)
+        self.unmerged, self.merged = {}, []
 
     @abstractmethod
     def merged_layer(self, adapters: list[str], dtype: torch.dtype | None) -> nn.Module:

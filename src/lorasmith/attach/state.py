@@ -39,9 +39,9 @@ def adapter_state(
     state |= book.base_tensors.values(name)
     if save_embeddings is True or (save_embeddings == "auto" and resized(book, name)):
         # the adapter's own tensors win over the originals of the same name
-        state = embedding_tensors(embedding_layers(book)) | state
+        state = embedding_tensors(book, embedding_layers(book)) | state
     elif save_embeddings == "auto":
-        state = embedding_tensors(adapted_embeddings(book, name)) | state
+        state = embedding_tensors(book, adapted_embeddings(book, name)) | state
     return state
 
 
@@ -50,11 +50,14 @@ def load_adapter_state(
 ) -> None:
     """Load tensors with PEFT's keys into an attached adapter.
 
-    skip_mismatched leaves those of another shape as they are in the model, and logs their names. Raises AdapterError,
-    listing them, for missing or unexpected keys and for other shapes; then nothing is loaded.
+    skip_mismatched leaves those of another shape as they are in the model, and logs their names. Raises AdapterError
+    for an adapter that is merged, and, listing them, for missing or unexpected keys and for other shapes; then nothing
+    is loaded.
     """
     book = adapters_of(model)
     book.check(name)
+    if any(name in holder.merged for _, holder in book.adapted()):
+        raise AdapterError(f"adapter {name!r} is merged into the base, where new tensors would not act; unmerge first")
     state = book.restored_tensors(name, from_older_layouts(book, name, state))
     places = book.tensors(name)
     base = book.base_tensors.values(name)

@@ -13,16 +13,19 @@ from lorasmith.errors import ModelError
 
 
 def get_base_model_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The base model's state by its own keys; biases and other tensors that an adapter trains have their originals."""
+    """The base model's state by its own keys, as the base is without adapters.
+
+    Tensors that an adapter trains in place and, unlike PEFT's, weights that one is merged into have their originals.
+    """
     model = bare_model(model)
     state = model.state_dict()
-    originals = {p.data_ptr(): value for p, value in adapters_of(model).base_tensors.originals.items()}
+    originals = {p.data_ptr(): value for p, value in adapters_of(model).originals().items()}
     keys = _keys_of_base(model)
     return {key: originals.get(state[inside].data_ptr(), state[inside]) for key, inside in keys.items()}
 
 
 def set_base_model_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor], strict: bool = True) -> LoadResult:
-    """Load the base model's tensors by its own keys; adapters stay as they are.
+    """Load the base model's tensors by its own keys; adapters stay as they are, those that are merged unmerged.
 
     Raises ModelError, if strict, for missing and unexpected keys, before anything is loaded.
     """
