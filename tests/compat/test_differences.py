@@ -110,7 +110,7 @@ def test_tensors_are_not_loaded_into_a_merged_adapter():
     state = {key: torch.zeros_like(value) for key, value in lorasmith.get_peft_model_state_dict(model).items()}
     model.merge_adapter()
     merged = logits(model)
-    with pytest.raises(lorasmith.LorasmithError, match="'default' is merged into the base.*unmerge first"):
+    with pytest.raises(lorasmith.LorasmithError, match=r"'default' is merged into the base.*unmerge first"):
         lorasmith.set_peft_model_state_dict(model, state)
     assert torch.equal(logits(model), merged)
     model.unmerge_adapter()

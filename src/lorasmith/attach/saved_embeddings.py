@@ -48,7 +48,9 @@ def embedding_tensors(book: Adapters, layers: Mapping[str, nn.Module]) -> dict[s
         base = _bare(module)
         if layer_is_dense(base):
             weight = base.get_parameter("weight")
-            tensors[f"{KEY_PREFIX}{path}.{'base_layer.' if adapted else ''}weight"] = originals.get(weight, weight).detach()
+            tensors[f"{KEY_PREFIX}{path}.{'base_layer.' if adapted else ''}weight"] = originals.get(
+                weight, weight
+            ).detach()
     return tensors
 
 
