@@ -41,7 +41,7 @@ def adapted_embeddings(book: Adapters, name: str) -> dict[str, nn.Module]:
 
 
 def embedding_tensors(book: Adapters, layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """The dense weights of layers, as they are without adapters, by their keys in a file; quantized ones are left out."""
+    """The dense weights of layers, as they are without adapters, by their keys in a file; no quantized ones."""
     tensors, originals = {}, book.originals()
     for path, module in layers.items():
         adapted = isinstance(module, Adapted)
