@@ -1,11 +1,14 @@
 """Metrics against scikit-learn-free hand counts and scipy's log-sum-exp."""
 
+import json
+
 import numpy as np
 import pytest
 
 from lorasmith.errors import DataError, InputError
 from lorasmith.evaluation import Classified, Predicted, Scores, compare, metrics
 from lorasmith.evaluation.scores import score
+from lorasmith.json_text import json_text
 
 TARGET = np.array([0, 0, 0, 1, 1, 2])
 CHOSEN = np.array([0, 0, 1, 1, 2, 2])
@@ -101,6 +104,15 @@ def test_scores_from_a_file_are_not_compared():
     scores = score(classified())
     with pytest.raises(DataError, match="no examples to compare"):
         compare(scores, Scores.from_dict(scores.to_dict()))
+
+
+def test_a_score_that_is_not_finite_comes_back_from_its_file_as_such():
+    hopeless = score(Predicted(np.full(8, 1e5), np.full(8, 4.0)))
+    text = json_text(hopeless.to_dict())
+    again = Scores.from_dict(json.loads(text, parse_constant=pytest.fail))
+    assert np.isnan(again["perplexity"].value)
+    assert again["loss"] == hopeless["loss"]
+    assert str(again["perplexity"]) == str(hopeless["perplexity"]) == "not finite (n = 8)"
 
 
 def test_two_models_without_finite_perplexity_are_compared_by_what_is_known():

@@ -93,6 +93,18 @@ def test_values_that_are_no_numbers_are_left_out(run_folder, value):
     assert "nan" not in parser.rawdata.lower()
 
 
+@pytest.mark.parametrize("value", ["null", "NaN", "Infinity"])
+def test_a_score_that_is_not_finite_is_told_as_such(run_folder, value):
+    good, bad = '{"value": 1.5, "low": 1.0, "high": 2.0, "n": 9}', f'{{"value": {value}, "low": 1.0, "high": {value}}}'
+    (run_folder / "evaluation.json").write_text(
+        f'{{"before": {{"loss": {good}, "perplexity": {bad}}}, "after": {{"loss": {bad}, "perplexity": {bad}}}}}'
+    )
+    page = page_of(run_folder)
+    assert page.count("<b>not finite</b>") == 3
+    assert "<p>not finite</p><small>1.5 before</small>" in page
+    assert "nan" not in page.lower() and "inf" not in re.sub("not finite", "", page.lower())
+
+
 def test_prediction_and_measurement_share_one_scale(run_folder):
     widths = re.findall(r'class="(?:p\d|measured)" style="width:([\d.]+)%', page_of(run_folder))
     predicted = sum(float(width) for width in widths[:2])

@@ -4,12 +4,14 @@ Axes: N examples, K totals that a metric needs, R resamples.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from lorasmith.errors import DataError
+from lorasmith.json_text import NOT_FINITE
 
 FloatArray = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 Finish = Callable[[FloatArray], FloatArray]
@@ -32,11 +34,22 @@ class Estimate:
     n: int
 
     def __str__(self) -> str:
-        return f"{self.value:.4g} ({self.low:.4g} to {self.high:.4g}, n = {self.n:,})"
+        value, low, high = (_shown(end) for end in (self.value, self.low, self.high))
+        reach = "" if value == NOT_FINITE else f"{low} to {high}, "
+        return f"{value} ({reach}n = {self.n:,})"
 
     def to_dict(self) -> dict[str, float | int]:
         """The four fields, as evaluation.json holds them."""
         return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Estimate":
+        """What to_dict gave, or a file holds of it, whose null is NaN. Raises TypeError for other fields."""
+        return cls(**{name: math.nan if value is None else value for name, value in fields.items()})
+
+
+def _shown(value: float) -> str:
+    return f"{value:.4g}" if math.isfinite(value) else NOT_FINITE
 
 
 def bootstrap(rows_NK: FloatArray, finish: Finish, *, seed: int = SEED) -> Estimate:

@@ -48,8 +48,8 @@ class Scores(Mapping[str, Estimate]):
     def from_dict(cls, content: Mapping[str, Any]) -> "Scores":
         """Scores that to_dict wrote, without examples and classes. Raises DataError for anything else."""
         try:
-            return cls({name: Estimate(**one) for name, one in content.items() if name != "per_class"})
-        except TypeError as error:
+            return cls({name: Estimate.from_dict(one) for name, one in content.items() if name != "per_class"})
+        except (TypeError, AttributeError) as error:
             raise DataError(f"evaluation.json holds scores that cannot be read ({error}); evaluate again") from error
 
 

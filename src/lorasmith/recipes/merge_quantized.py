@@ -1,6 +1,5 @@
 """Merging an adapter into a number format: in the best of several ways, measured, or refused."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from lorasmith.doctor.place.folder import require_writable
 from lorasmith.errors import AdapterError, MergeError
 from lorasmith.evaluation import Fidelity, merge_fidelity, scored_logits
 from lorasmith.evaluation.evaluating import evaluating
+from lorasmith.json_text import json_text
 from lorasmith.methods import layer_spec
 from lorasmith.models.checkpoint import Checkpoint, quantization_of
 from lorasmith.models.save import save_quantized
@@ -101,7 +101,7 @@ def merge_quantized(request: MergeRequest) -> Iterator[str]:
     merged = replace_and_unload(model, chosen.layers, [name])
     assert isinstance(merged, PreTrainedModel)
     save_quantized(merged, tokenizer, out)
-    write_text(out / RECORD, json.dumps(record.to_dict(), indent=1) + "\n")
+    write_text(out / RECORD, json_text(record.to_dict(), indent=1) + "\n")
     yield from inspection_lines(str(out))
 
 

@@ -1,11 +1,13 @@
 """What a run leaves besides its adapter: evaluation.json and summary.json."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lorasmith.atomic import write_text
+from lorasmith.json_text import NOT_FINITE, json_text
 
 SUMMARY = "summary.json"
 
@@ -14,8 +16,8 @@ SUMMARY = "summary.json"
 class Outcome:
     """Scores and generations before and after; the latter stay empty until training is over.
 
-    Scores are {metric: {value, low, high, n}}; change holds after - before with paired intervals, where both were
-    scored in one process.
+    Scores are {metric: {value, low, high, n}}, in the file null for a number that is not finite; change holds after -
+    before with paired intervals, where both were scored in one process.
     """
 
     before: dict[str, Any] | None = None
@@ -25,7 +27,7 @@ class Outcome:
 
     def write(self, path: Path) -> None:
         """Writes evaluation.json."""
-        write_text(path, json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n")
+        write_text(path, json_text(asdict(self), indent=2, ensure_ascii=False) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> "Outcome | None":
@@ -41,7 +43,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Summary:
-    """The run in numbers.
+    """The run in numbers; null in the file for one that is not finite.
 
     peak_memory_bytes is of the process, or of tensors on the accelerator; peak_reserved_bytes what torch took from a
     CUDA device for them, None elsewhere.
@@ -64,7 +66,7 @@ class Summary:
 
     def write(self, folder: Path) -> None:
         """Writes summary.json into the run folder."""
-        write_text(folder / SUMMARY, json.dumps(asdict(self), indent=2) + "\n")
+        write_text(folder / SUMMARY, json_text(asdict(self), indent=2) + "\n")
 
 
 def shown(scores: dict[str, Any] | None, name: str) -> str:
@@ -72,4 +74,9 @@ def shown(scores: dict[str, Any] | None, name: str) -> str:
     if not scores or name not in scores:
         return "not scored"
     estimate = scores[name]
-    return f"{estimate['value']:.4f} ({estimate['low']:.4f} to {estimate['high']:.4f})"
+    value, low, high = (_number(estimate[end]) for end in ("value", "low", "high"))
+    return value if value == NOT_FINITE else f"{value} ({low} to {high})"
+
+
+def _number(value: float | None) -> str:
+    return NOT_FINITE if value is None or not math.isfinite(value) else f"{value:.4f}"

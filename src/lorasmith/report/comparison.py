@@ -2,7 +2,7 @@
 
 from lorasmith.report.axis import Scale
 from lorasmith.report.run_data import Record, RunData, number
-from lorasmith.report.words import label, short, text
+from lorasmith.report.words import finite, label, short, text
 
 WIDTH, HEIGHT, MARGIN = 300, 46, 10
 
@@ -35,11 +35,15 @@ def _shown(estimate: Record | None) -> str:
         return "not scored"
     low, high = number(estimate.get("low")), number(estimate.get("high"))
     reach = "" if low is None or high is None else f"<small>{short(low)} to {short(high)}</small>"
-    return f"<b>{short(float(estimate['value']))}</b>{reach}"
+    return f"<b>{finite(estimate['value'])}</b>{reach}"
 
 
 def _intervals(before: Record | None, after: Record | None) -> str:
-    given = [(kind, one) for kind, one in (("before", before), ("after", after)) if one is not None]
+    """The bars of the scores that have a finite value."""
+    both = (("before", before), ("after", after))
+    given = [(kind, one) for kind, one in both if one is not None and one["value"] is not None]
+    if not given:
+        return ""
     ends = [number(one.get(field)) for _, one in given for field in ("low", "value", "high")]
     known = [end for end in ends if end is not None]
     low, high = min(known), max(known)

@@ -1,7 +1,7 @@
 """The head of the page: what was run, and the few numbers that say how it went."""
 
 from lorasmith.report.run_data import RunData, mapping, number
-from lorasmith.report.words import count, duration, label, short, size, text
+from lorasmith.report.words import count, duration, finite, label, short, size, text
 
 
 def heading(run: RunData) -> str:
@@ -57,9 +57,8 @@ def _score_tile(run: RunData) -> list[tuple[str, str, str]]:
     best = next((name for name in ("accuracy", "loss", *after) if name in after), None)
     if best is None:
         return []
-    value = short(float(after[best]["value"]))
-    start = f"{short(float(before[best]['value']))} before" if best in before else "held out"
-    return [(text(label(best)), value, start)]
+    start = f"{finite(before[best]['value'])} before" if best in before else "held out"
+    return [(text(label(best)), finite(after[best]["value"]), start)]
 
 
 def _parameter_tile(run: RunData) -> list[tuple[str, str, str]]:

@@ -30,11 +30,12 @@ class RunData:
         return [(step, value) for step, value in points if step is not None and value is not None]
 
     def scores(self, when: str) -> dict[str, Record]:
-        """Metric -> {value, low, high, n} of "before" or "after"."""
+        """Metric -> {value, low, high, n} of "before" or "after"; value is None where it is not finite."""
+        given = {name: mapping(one) for name, one in mapping(self.evaluation.get(when)).items()}
         return {
-            name: one
-            for name, one in mapping(self.evaluation.get(when)).items()
-            if number(mapping(one).get("value")) is not None
+            name: {**one, "value": number(one["value"])}
+            for name, one in given.items()
+            if "value" in one and (one["value"] is None or type(one["value"]) in (float, int))
         }
 
     def samples(self) -> list[Record]:

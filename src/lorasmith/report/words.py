@@ -2,6 +2,8 @@
 
 from html import escape
 
+from lorasmith.json_text import NOT_FINITE
+
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -20,6 +22,11 @@ def short(value: float) -> str:
     else:
         shown = f"{value:.4g}"
     return shown.replace("-", MINUS)
+
+
+def finite(value: float | None) -> str:
+    """short, or words for a number that is none."""
+    return NOT_FINITE if value is None else short(value)
 
 
 def _exponent(value: float) -> str:

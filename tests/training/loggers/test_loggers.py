@@ -21,6 +21,16 @@ def test_the_table_lists_them_and_refuses_a_stranger(tmp_path):
         loggers["tensorbord"]
 
 
+def test_what_is_not_finite_is_null_in_its_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    logger = JsonLines(path)
+    logger.start(0, 5)
+    logger.log(1, {"eval_loss": 0.5, "eval_perplexity": float("inf")})
+    logger.close()
+    line = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert (line["eval_loss"], line["eval_perplexity"]) == (0.5, None)
+
+
 def test_lines_of_repeated_steps_and_half_lines_are_dropped_on_resume(tmp_path):
     path = tmp_path / "metrics.jsonl"
     first = JsonLines(path)

@@ -8,10 +8,11 @@ from typing import TextIO
 
 from lorasmith.atomic import write_text
 from lorasmith.errors import WriteError
+from lorasmith.json_text import json_text
 
 
 class JsonLines:
-    """Appends one JSON object a line, each written out at once."""
+    """Appends one JSON object a line, each written out at once; null stands for what is not finite."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -25,7 +26,7 @@ class JsonLines:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         assert self._file is not None, "start comes before log"
-        line = json.dumps({"step": step, **values, "time": time.time()})
+        line = json_text({"step": step, **values, "time": time.time()})
         try:
             self._file.write(line + "\n")
             self._file.flush()
