@@ -39,7 +39,7 @@ def undone_on_error(book: Adapters) -> Iterator[None]:
 
 def _things(book: Adapters) -> list[Any]:
     """Everything whose attributes attaching and loading change."""
-    found = [*book.model.modules(), book, book.base_tensors, book.class_names, book.prompted]
+    found: list[Any] = [*book.model.modules(), book, book.base_tensors, book.class_names, book.prompted]
     config = getattr(book.model, "config", None)
     if isinstance(config, PreTrainedConfig):
         found += [config, config.get_text_config()]
