@@ -19,7 +19,7 @@ PACKAGE = SOURCE / "lorasmith"
 
 FLOORS = [
     {"errors", "version"},
-    {"registry", "atomic"},
+    {"registry", "atomic", "json_text"},
     {"formats"},
     {"ops"},
     {"quantized"},
