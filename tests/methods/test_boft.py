@@ -7,7 +7,7 @@ import lorasmith
 from lorasmith import BOFTConfig
 from lorasmith.attach import attach, merge_and_unload
 from lorasmith.errors import AttachError
-from lorasmith.methods.boft import butterfly
+from lorasmith.methods.boft import butterfly, gathered
 from tiny import llama, logits, shake
 
 
@@ -28,7 +28,8 @@ def peft_layer():
 def test_features_are_taken_in_pefts_order(features, size, factors):
     for factor in range(factors):
         wanted = peft_layer().block_butterfly_perm(features, features // size // 2**factor, size // 2, factors - 1)
-        assert torch.equal(butterfly(features, size, factor), wanted)
+        assert torch.equal(butterfly(torch.arange(features), size, factor), wanted)
+        assert torch.equal(gathered(wanted, size, factor), torch.arange(features))
 
 
 @pytest.mark.parametrize("factors", [1, 2, 3])

@@ -20,7 +20,7 @@ from lorasmith.methods.layer import LayerSpec
 from lorasmith.methods.method import SiteMethod
 from lorasmith.methods.registry import methods
 from lorasmith.methods.rotation import cayley, turned
-from lorasmith.methods.site import BaseWeight, Constant, Site, Vector, adapter_dtype
+from lorasmith.methods.site import BaseWeight, Site, Vector, adapter_dtype
 from lorasmith.models.families import LORA_TARGETS
 
 
@@ -70,16 +70,18 @@ class BOFTConfig(LayeredConfig):
         return size
 
 
-def butterfly(features: int, size: int, factor: int) -> Tensor:
-    """The order in which factor number `factor` (from 0) takes the features [features] for its blocks.
+def butterfly(x: Tensor, size: int, factor: int) -> Tensor:
+    """The features of x [..., features] in the order that factor number `factor` (from 0) gives back to its blocks'.
 
     Halves of blocks are dealt out: in groups of 2^(factor + 1) halves the even ones come first, then the odd ones. The
     first factor takes them as they are.
     """
-    if factor == 0:
-        return torch.arange(features)
-    halves = torch.arange(features).view(-1, 2 ** (factor + 1), size // 2)
-    return torch.cat([halves[:, ::2], halves[:, 1::2]], 1).flatten()
+    return x if factor == 0 else x.unflatten(-1, (-1, 2**factor, 2, size // 2)).transpose(-3, -2).flatten(-4)
+
+
+def gathered(x: Tensor, size: int, factor: int) -> Tensor:
+    """The features of x [..., features] in the order that the factor's blocks have: what butterfly does, undone."""
+    return x if factor == 0 else x.unflatten(-1, (-1, 2, 2**factor, size // 2)).transpose(-3, -2).flatten(-4)
 
 
 class BOFTSite(Site):
@@ -88,8 +90,6 @@ class BOFTSite(Site):
     def __init__(self, config: BOFTConfig, layer: LayerSpec, dtype: torch.dtype, features: int) -> None:
         super().__init__(layer)
         size, self.factors = config.size_of(layer.path, features), config.boft_n_butterfly_factor
-        orders = torch.stack([butterfly(features, size, factor) for factor in range(self.factors)])
-        self.boft_P = Constant(orders.to(layer.device))
         options: dict[str, Any] = {"device": layer.device, "dtype": dtype}
         rotations = torch.zeros(self.factors, features // size, size, size, **options)
         scales = torch.ones(layer.out_features, **options)
@@ -111,8 +111,8 @@ class BOFTSite(Site):
     def turned_kernel(self, weight: Tensor) -> Tensor:
         """weight [out, features] that does what the turned input and the scaled output do."""
         # the transpose of a product turns its order round
-        for order, rotation in zip(self.boft_P.weight, self.rotations(), strict=True):
-            weight = _turned(weight, order, rotation.mT)
+        for factor, rotation in enumerate(self.rotations()):
+            weight = _turned(weight, factor, rotation.mT)
         return weight * self.boft_s.weight.reshape(-1, 1).to(weight.dtype)
 
     def refuses_merge(self) -> str | None:
@@ -139,16 +139,15 @@ class BOFTLinear(BOFTSite):
         super().__init__(config, layer, dtype, layer.in_features)
 
     def before(self, x: Tensor) -> Tensor:
-        rotations = self.rotations()
-        for order, rotation in zip(self.boft_P.weight.flip(0), rotations.flip(0), strict=True):
-            x = _turned(x, order, rotation)
+        for factor, rotation in reversed(list(enumerate(self.rotations()))):
+            x = _turned(x, factor, rotation)
         return x
 
     def after(self, x: Tensor, y: Tensor, weight: BaseWeight) -> Tensor:
         scale, bias = self.boft_s.weight.flatten(), weight.bias
         if bias is None:
             return (y * scale).to(y.dtype)
-        return ((y - bias) * scale + bias).to(y.dtype)
+        return (y * scale + bias * (1 - scale)).to(y.dtype)
 
 
 class BOFTConv(BOFTSite):
@@ -194,10 +193,10 @@ class ButterflyDropout(nn.Module):
         return f"p={self.p}"
 
 
-def _turned(x: Tensor, order: Tensor, rotation: Tensor) -> Tensor:
-    """x P diag(rotation) P^T, where P takes the features x [..., features] in this order."""
-    back = order.argsort()
-    return turned(x.index_select(-1, back), rotation).index_select(-1, order)
+def _turned(x: Tensor, factor: int, rotation: Tensor) -> Tensor:
+    """x [..., features] with the factor's blocks of features turned by rotation [blocks, n, n]."""
+    size = rotation.shape[-1]
+    return butterfly(turned(gathered(x, size, factor), rotation), size, factor)
 
 
 class BOFT(SiteMethod[BOFTConfig]):
