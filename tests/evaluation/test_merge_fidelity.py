@@ -67,6 +67,23 @@ def test_kl_and_losses_are_torchs():
     assert_close([found.base_loss, found.adapted_loss, found.merged_loss], losses, atol=1e-6, rtol=0)
 
 
+def test_tokens_that_are_ruled_out_have_no_part():
+    base, adapted, merged = torch.randn(3, 6, 9, generator=torch.Generator().manual_seed(0))
+    plain = fidelity(base, adapted, merged)
+    wider = [torch.cat([x, torch.full((6, 4), -torch.inf)], 1) for x in (base, adapted, merged)]
+    for name, value in plain.to_dict().items():
+        assert_close(fidelity(*wider).to_dict()[name], value, atol=1e-6, rtol=0)
+
+
+def test_a_token_that_the_merged_model_alone_rules_out_is_an_infinite_divergence():
+    base, adapted = torch.randn(2, 6, 9, generator=torch.Generator().manual_seed(0))
+    merged = adapted.clone()
+    merged[:, 3] = -torch.inf
+    found = fidelity(base, adapted, merged)
+    assert found.kl == math.inf
+    assert_close((found.kept, found.other), (1.0, 0.0), atol=1e-3, rtol=0)
+
+
 def test_an_adapter_without_effect_is_kept_by_changing_nothing_alone():
     base = torch.randn(6, 9)
     still, moved = fidelity(base, base, base), fidelity(base, base, 2 * base)

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional
 from torch.testing import assert_close
 
+from lorasmith.errors import AttachError
 from lorasmith.ops import UpdatedWeight
 
 # experts, rows and columns of a matrix, rank
@@ -55,6 +56,24 @@ def result(product, make):
     y = product(x, make(base, left, right))
     (y * torch.linspace(0, 1, y.numel()).reshape(y.shape)).sum().backward()
     return [y.detach(), left.grad, right.grad, *(given.grad for given in inputs)]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda w: w.mul_(2),
+        lambda w: functional.relu_(w),
+        lambda w: w.__setitem__(0, 0.0),
+        lambda w: setattr(w, "data", torch.zeros(E, M, N)),
+        lambda w: torch.nn.init.zeros_(w),
+        lambda w: torch.add(torch.ones(E, M, N), 1, out=w),
+        lambda w: w.copy_(torch.ones(E, M, N)),
+    ],
+)
+def test_what_would_write_into_it_is_refused(write):
+    weight = UpdatedWeight.of(*parts(), 0.5)
+    with pytest.raises(AttachError, match="would write into a weight that an adapter changes"), torch.no_grad():
+        write(weight)
 
 
 def test_it_gives_the_dense_sums_values_and_gradients(product):

@@ -3,7 +3,8 @@
 The effect of an adapter is what it changes: outputs with it minus outputs of the base. Of what the merged model
 changes, `kept` is the share along the effect, and `other` all the rest, relative to the effect; a perfect merge has 1
 and 0, one that rounds the adapter away 0 and about 1. On logits, of which a constant over the vocabulary means nothing,
-and on the outputs of single layers, where no text has to be run: the second moments of the inputs say it all.
+and on the outputs of single layers, where no text has to be run: the second moments of the inputs say it all. A token
+that one of the models rules out (a logit of minus infinity, as where a vocabulary is masked) has no part in these.
 
 N scored positions, V vocabulary (or classes), I in_features, O out_features.
 """
@@ -101,9 +102,12 @@ class _Sums:
         for place, log in enumerate(logs):
             self.losses[place] -= float(log.gather(1, targets_N[:, None]).double().sum())
         _, adapted, merged = logs
-        self.kl += float((adapted.exp() * (adapted - merged)).double().sum())
+        # what the adapted model rules out has no share in the mean; what merged alone rules out makes it infinite
+        apart = torch.where(adapted.isneginf(), 0.0, adapted - merged)
+        self.kl += float((adapted.exp() * apart).double().sum())
         self.agreed += float((adapted.argmax(dim=-1) == merged.argmax(dim=-1)).double().sum())
-        effect, change = _centred(adapted_NV - base_NV), _centred(merged_NV - base_NV)
+        out_NV = base_NV.isneginf() | adapted_NV.isneginf() | merged_NV.isneginf()
+        effect, change = _centred(adapted_NV - base_NV, out_NV), _centred(merged_NV - base_NV, out_NV)
         self.effect += float(effect.square().double().sum())
         self.change += float(change.square().double().sum())
         self.along += float((effect * change).double().sum())
@@ -148,5 +152,8 @@ def _kept(effect: float, along: float, change: float) -> Kept:
     return Kept(kept, math.sqrt(max(0.0, change / effect - kept * kept)))
 
 
-def _centred(logits_NV: Tensor) -> Tensor:
-    return logits_NV - logits_NV.mean(dim=-1, keepdim=True)
+def _centred(difference_NV: Tensor, out_NV: Tensor) -> Tensor:
+    """A difference of logits without its mean over the vocabulary; zero where a token is out, which has no part."""
+    known_NV = difference_NV.masked_fill(out_NV, 0.0)
+    count_N1 = (~out_NV).sum(dim=-1, keepdim=True).clamp_min(1)
+    return (known_NV - known_NV.sum(dim=-1, keepdim=True) / count_N1).masked_fill(out_NV, 0.0)

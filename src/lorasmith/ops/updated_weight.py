@@ -17,6 +17,8 @@ from torch.nn import functional
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map
 
+from lorasmith.errors import AttachError
+
 # the products of grouped rows want rows of whole 16 bytes
 _ALIGNMENT = 16
 
@@ -57,6 +59,7 @@ class UpdatedWeight(Tensor):
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        _refuse_writing(func, args, kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             if func in _PROPERTIES:
                 return func(args[0].base, *args[1:], **kwargs)
@@ -67,6 +70,18 @@ class UpdatedWeight(Tensor):
             if answer is not NotImplemented:
                 return answer
         return func(*tree_map(dense, args), **tree_map(dense, kwargs))
+
+
+def _refuse_writing(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise AttachError for an operation that would write into an updated weight: the sum that it got is kept by none."""
+    name = getattr(func, "__name__", "")
+    writes = (name.endswith("_") and not name.endswith("__")) or name in _WRITERS
+    written = [kwargs.get("out"), *(args[:1] if writes else ())]
+    if any(isinstance(one, UpdatedWeight) for one in written):
+        raise AttachError(
+            f"{name} would write into a weight that an adapter changes, and be lost; the module's code must make a new "
+            "tensor, or merge the adapter first"
+        )
 
 
 def dense(value: Any) -> Any:
@@ -161,6 +176,8 @@ _PROPERTIES: frozenset[Any] = frozenset(
     + [Tensor.element_size, Tensor.is_floating_point, Tensor.is_complex, Tensor.__len__, Tensor.nelement]
     + [torch.is_floating_point, torch.numel, torch.is_complex]
 )
+# what writes into a tensor without saying so at the end of its name; a setter writes an attribute, such as data
+_WRITERS = frozenset(("__setitem__", "__set__"))
 _NAMED = frozenset(
     ("weight", "bias", "offs", "out_dtype", "dim0", "dim1", "dtype", "device", "copy", "non_blocking", "memory_format")
 )

@@ -112,7 +112,8 @@ def _places(book: Adapters, adapter: str) -> dict[str, Tensor]:
 
 
 def _take_places_(book: Adapters, adapter: str, found: dict[str, Tensor]) -> None:
-    for name, value in _places(book, adapter).items():
-        value.copy_(found[name])
-    for _, site in book.sites(adapter):
+    for path, site in book.sites(adapter):
+        keys = site.file_keys()
+        for name, value in site.named_buffers():
+            value.copy_(site.restored(keys[name], found[f"{path}.{name}"]))
         site.loaded()
