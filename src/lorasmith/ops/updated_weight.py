@@ -73,7 +73,7 @@ class UpdatedWeight(Tensor):
 
 
 def _refuse_writing(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Raise AttachError for an operation that would write into an updated weight: the sum that it got is kept by none."""
+    """Raise AttachError for an operation that would write into an updated weight: nobody keeps that sum."""
     name = getattr(func, "__name__", "")
     writes = (name.endswith("_") and not name.endswith("__")) or name in _WRITERS
     written = [kwargs.get("out"), *(args[:1] if writes else ())]
