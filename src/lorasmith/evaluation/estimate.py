@@ -45,7 +45,8 @@ class Estimate:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Estimate":
         """What to_dict gave, or a file holds of it, whose null is NaN. Raises TypeError for other fields."""
-        return cls(**{name: math.nan if value is None else value for name, value in fields.items()})
+        values: dict[str, Any] = {name: math.nan if value is None else value for name, value in fields.items()}
+        return cls(**values)
 
 
 def _shown(value: float) -> str:
