@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -20,7 +21,8 @@ class Registry(Generic[T]):
         self.kind = kind
         self.package = package
         self._things: dict[str, T] = {}
-        self._found = False
+        self._found = self._finding = False
+        self._lock = threading.RLock()
 
     def add(self, name: str, thing: T) -> T:
         """Enter thing under name; ValueError where the name is taken."""
@@ -54,7 +56,15 @@ class Registry(Generic[T]):
     def _find(self) -> None:
         if self._found:
             return
-        self._found = True
-        package = importlib.import_module(self.package)
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{self.package}.{module.name}")
+        # other threads wait for the whole table; one of its own files may look up what there is so far
+        with self._lock:
+            if self._found or self._finding:
+                return
+            self._finding = True
+            try:
+                package = importlib.import_module(self.package)
+                for module in pkgutil.iter_modules(package.__path__):
+                    importlib.import_module(f"{self.package}.{module.name}")
+                self._found = True
+            finally:
+                self._finding = False
