@@ -12,6 +12,7 @@ from lorasmith.ops.blockwise_linear import matrix, vector
 from lorasmith.ops.blockwise_linear.packed import Update, packed_weight
 from lorasmith.ops.gated_activation import triton as gated_activation
 from lorasmith.ops.rms_norm import triton as rms_norm
+from lorasmith.ops.rowwise import triton as rowwise
 from lorasmith.ops.segmented_low_rank import triton as segmented
 from lorasmith.ops.segmented_low_rank.schema import Segments
 from lorasmith.ops.token_loss import triton as token_loss
@@ -122,3 +123,15 @@ for dtype in FLOATS:
     SAMPLES[f"few rows, {dtype}"] = partial(product, 5, dtype, nested=True)
     SAMPLES[f"gradient of 64 rows, {dtype}"] = partial(product_backward, 64, dtype)
 SAMPLES["gradient of 1024 rows"] = partial(product_backward, 1024, torch.bfloat16)
+
+
+def int8(rows: int, dtype: torch.dtype, threshold: float) -> None:
+    """A layer of 512 x 4096 in int8: weights rounded, read back, and multiplied."""
+    codes, absmax = rowwise.quantize_rowwise(torch.zeros(512, 4096, dtype=dtype))
+    rowwise.dequantize_rowwise(codes, absmax, dtype)
+    rowwise.rowwise_linear(torch.zeros(rows, 4096, dtype=dtype), torch.zeros(512), codes, absmax, threshold)
+
+
+for dtype in FLOATS:
+    SAMPLES[f"int8, {dtype}"] = partial(int8, 1, dtype, 6.0)
+SAMPLES["int8 of many rows, nothing left out"] = partial(int8, 31, torch.bfloat16, 0.0)

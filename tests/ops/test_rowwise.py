@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from gpu_kernels import triton_kernels
 from lorasmith import ops
 from lorasmith.errors import FormatError
 from lorasmith.ops.rowwise import cpu, reference
@@ -166,6 +167,81 @@ def test_the_product_has_the_dtype_of_its_input(dtype):
     assert y.dtype == dtype
     # eight bits of significand on sums of size 10
     torch.testing.assert_close(y.float(), ops.rowwise_linear(x, codes, absmax, None), atol=0.2, rtol=0.05)
+
+
+# --- Triton
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_on_a_gpu_codes_absmax_and_values_are_the_references_bit_for_bit(case):
+    kernels, weight = triton_kernels("rowwise"), CASES[case][:5]
+    codes, absmax = kernels.quantize_rowwise(weight)
+    for mine, other in zip((codes, absmax), reference.quantize_rowwise(weight), strict=True):
+        assert torch.equal(mine, other)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        values = kernels.dequantize_rowwise(codes, absmax, dtype)
+        assert torch.equal(values, reference.dequantize_rowwise(codes, absmax, dtype))
+
+
+def test_on_a_gpu_rows_of_several_tiles_are_rounded_as_the_reference_rounds_them():
+    # half of a row's largest value is between two codes: which one is a matter of the last bit of 127 / absmax
+    weight = seeded(3, 5000)
+    weight[:, 17] = weight.half().abs().amax(1).float() / 2
+    for mine, other in zip(
+        triton_kernels("rowwise").quantize_rowwise(weight), reference.quantize_rowwise(weight), strict=True
+    ):
+        assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 70000.0])
+def test_on_a_gpu_a_row_that_int8_cannot_hold_is_told_as_well(bad):
+    weight = seeded(4, 32)
+    weight[1, 3] = bad
+    codes, absmax = triton_kernels("rowwise").quantize_rowwise(weight)
+    assert absmax.isfinite().tolist() == [True, False, True, True]
+    assert torch.equal(codes, reference.quantize_rowwise(weight)[0])
+
+
+@pytest.mark.parametrize("rows, width, columns", [(1, 5, 3), (17, 600, 8), (3, 5000, 33), (0, 8, 8)])
+def test_on_a_gpu_integer_products_are_exact(rows, width, columns):
+    a, b = (torch.full((n, width), 127, dtype=torch.int8) for n in (rows, columns))
+    b[:, ::7] = -126
+    assert torch.equal(triton_kernels("rowwise").int8_matmul(a, b), (a.long() @ b.long().t()).int())
+
+
+@pytest.mark.parametrize("threshold", [0.0, 6.0, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_on_a_gpu_a_layer_is_that_of_the_definition(threshold, dtype):
+    # threshold 1 leaves out all 97 features
+    codes, absmax = reference.quantize_rowwise(seeded(48, 97))
+    x, bias = seeded(18, 97, seed=1), seeded(48, seed=2).to(dtype)
+    x[2, 7], x[3, 50], x[17, 96] = 20.0, -6.0, 9.0
+    x = x.to(dtype)
+    y = triton_kernels("rowwise").rowwise_linear(x.view(2, 9, 97), bias, codes, absmax, threshold)
+    assert (y.dtype, y.shape) == (dtype, (2, 9, 48))
+    exact = reference.rowwise_linear(x.double(), bias.double(), codes, absmax, threshold)
+    # one rounding to 24, 8 or 11 bits of values up to 60
+    unit = {torch.float32: 2**-18, torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype]
+    torch.testing.assert_close(y.view(18, 48).double(), exact, rtol=unit, atol=1e-4)
+
+
+def test_on_a_gpu_a_row_without_numbers_harms_no_other_and_strided_rows_are_read_where_they_are():
+    kernels, (codes, absmax) = triton_kernels("rowwise"), reference.quantize_rowwise(seeded(48, 96))
+    spread = seeded(5, 128, seed=1)
+    spread[1, 3] = torch.nan
+    y = kernels.rowwise_linear(spread[:, :96], None, codes, absmax, 6.0)
+    assert y.isfinite().all(1).tolist() == [True, False, True, True, True]
+    expected = reference.rowwise_linear(spread[:, :96], None, codes, absmax, 6.0)
+    torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-5, equal_nan=True)
+
+
+def test_on_a_gpu_the_gradient_goes_through_the_dequantized_weight():
+    codes, absmax = reference.quantize_rowwise(seeded(48, 96))
+    upstream = seeded(2, 3, 48, seed=3)
+    expected = upstream @ reference.dequantize_rowwise(codes, absmax, torch.float32)
+    found = triton_kernels("rowwise").rowwise_linear_backward(upstream, codes, absmax)
+    # sums of 48 products in f32
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 def test_rows_of_zeros_give_the_bias():

@@ -53,6 +53,7 @@ if gpu.devices():
     import lorasmith.ops.blockwise_linear.triton
     import lorasmith.ops.gated_activation.triton
     import lorasmith.ops.rms_norm.triton
+    import lorasmith.ops.rowwise.triton
     import lorasmith.ops.segmented_low_rank.triton
     import lorasmith.ops.token_loss.triton  # noqa: F401
 
