@@ -6,6 +6,7 @@ from functools import partial
 import torch
 
 from lorasmith.formats import dynamic_map, formats
+from lorasmith.ops.adam8bit import triton as adam8bit
 from lorasmith.ops.adapted_blockwise import triton as adapted_blockwise
 from lorasmith.ops.blockwise import triton as blockwise
 from lorasmith.ops.blockwise_linear import matrix, vector
@@ -21,6 +22,17 @@ NF4 = formats["nf4"].codebook("cpu")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 NO_NESTED = (None, None, None, 256)
 SAMPLES: dict[str, Callable[[], object]] = {}
+
+
+def adam_step(dtype: torch.dtype) -> None:
+    weight = torch.zeros(300, dtype=dtype)
+    master = None if dtype == torch.float32 else torch.zeros(300)
+    moment = (torch.zeros(300, dtype=torch.uint8), torch.zeros(2), torch.zeros(256), torch.zeros(255))
+    adam8bit.adam8bit_(weight, master, weight.clone(), *moment, *moment, 0.9, 0.999, 1e-8, 1, 1e-3, 0.0)
+
+
+for dtype in FLOATS:
+    SAMPLES[f"adam8bit, {dtype}"] = partial(adam_step, dtype)
 
 
 def stored(shape: tuple[int, ...], nested: bool, blocksize: int = 64) -> tuple[object, ...]:

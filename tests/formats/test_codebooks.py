@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lorasmith.errors import FormatError, InputError
-from lorasmith.formats import dynamic_map, formats, quantile_codebook
+from lorasmith.formats import dynamic_map, formats, quantile_codebook, unsigned_dynamic_map
 
 functional = pytest.importorskip("bitsandbytes.functional", reason="bitsandbytes is the truth here")
 stats = pytest.importorskip("scipy.stats", reason="scipy derives the quantiles")
@@ -26,8 +26,10 @@ def test_a_codebook_that_bitsandbytes_has_is_bit_equal_to_its(name):
     assert torch.equal(ours.view(torch.int32), theirs.view(torch.int32))
 
 
-def test_the_dynamic_map_is_bit_equal_to_that_of_bitsandbytes():
-    assert torch.equal(dynamic_map().view(torch.int32), functional.create_dynamic_map().view(torch.int32))
+@pytest.mark.parametrize(("ours", "signed"), [(dynamic_map, True), (unsigned_dynamic_map, False)])
+def test_the_dynamic_maps_are_bit_equal_to_those_of_bitsandbytes(ours, signed):
+    theirs = functional.create_dynamic_map(signed=signed)
+    assert torch.equal(ours().view(torch.int32), theirs.view(torch.int32))
 
 
 def test_the_nf4_literals_are_the_quantiles_of_the_normal_distribution():

@@ -92,7 +92,7 @@ def die() -> None:
 
 
 def die_in_the_middle_of_step_5() -> None:
-    move, calls = Optimizer._move, [0]
+    move, calls = Optimizer.move, [0]
 
     def counted(self: Optimizer, *arguments: object) -> None:
         calls[0] += 1
@@ -100,7 +100,7 @@ def die_in_the_middle_of_step_5() -> None:
             die()
         move(self, *arguments)
 
-    Optimizer._move = counted
+    Optimizer.move = counted
 
 
 def die_between_temporary_file_and_rename() -> None:

@@ -1,4 +1,4 @@
-"""The 8-bit dynamic map: codes whose exponent and fraction share seven bits (arXiv 1511.04561)."""
+"""The 8-bit dynamic maps: codes whose exponent and fraction share seven bits, or all eight (arXiv 1511.04561)."""
 
 from functools import cache
 
@@ -16,14 +16,28 @@ def dynamic_map(device: torch.device | str = "cpu") -> Tensor:
     zero and one complete the 256. Source: arXiv 2110.02861, section 2.2.
     """
     with torch.inference_mode(False):
-        decades = [_decade(exponent) for exponent in range(DECADES)]
-        ends = torch.tensor([0.0, 1.0])
-        levels = torch.cat([*decades, *(-decade for decade in decades), ends])
-        return levels.sort().values.to(device)
+        decades = [_decade(exponent, 2**exponent) for exponent in range(DECADES)]
+        return _ascending(*decades, *(-decade for decade in decades)).to(device)
 
 
-def _decade(exponent: int) -> Tensor:
-    """The positive levels of one decade, f32 [2**exponent]; every step in f32, since the bits must agree."""
-    boundaries = torch.linspace(0.1, 1, 2**exponent + 1, dtype=torch.float32)
+@cache
+def unsigned_dynamic_map(device: torch.device | str = "cpu") -> Tensor:
+    """f32 [256], ascending, from 0 to 1, bit-equal to bitsandbytes' unsigned map; not to be written to.
+
+    As dynamic_map, with the sign's bit given to the fraction: 2**(e+1) levels in decade e. It is for numbers that are
+    never negative, as Adam's second moment. Source: arXiv 2110.02861, section 2.2.
+    """
+    with torch.inference_mode(False):
+        return _ascending(*(_decade(exponent, 2 ** (exponent + 1)) for exponent in range(DECADES))).to(device)
+
+
+def _ascending(*levels: Tensor) -> Tensor:
+    """The levels with zero and one among them."""
+    return torch.cat([*levels, torch.tensor([0.0, 1.0])]).sort().values
+
+
+def _decade(exponent: int, count: int) -> Tensor:
+    """The positive levels of one decade, f32 [count]; every step in f32, since the bits must agree."""
+    boundaries = torch.linspace(0.1, 1, count + 1, dtype=torch.float32)
     midpoints = (boundaries[:-1] + boundaries[1:]) / 2.0
     return 10.0 ** (exponent - DECADES + 1) * midpoints

@@ -1,5 +1,6 @@
 """The operations: one folder each, schema (the contract), reference (the specification), kernels for devices."""
 
+import lorasmith.ops.adam8bit.reference
 import lorasmith.ops.adapted_blockwise.cpu
 import lorasmith.ops.adapted_blockwise.reference
 import lorasmith.ops.blockwise.cpu
@@ -20,6 +21,8 @@ import lorasmith.ops.segmented_low_rank.reference
 import lorasmith.ops.token_loss.cpu
 import lorasmith.ops.token_loss.reference
 from lorasmith.ops import gpu
+from lorasmith.ops.adam8bit.blocks import from_blocks, signed_map, to_blocks, unsigned_map
+from lorasmith.ops.adam8bit.schema import AdamStep, Moment, adam8bit_
 from lorasmith.ops.adapted_linear.product import (
     BlockwiseProduct,
     DenseProduct,
@@ -48,6 +51,7 @@ from lorasmith.ops.token_loss.schema import Objective, Shaping, token_losses, to
 from lorasmith.ops.updated_weight import UpdatedWeight
 
 if gpu.devices():
+    import lorasmith.ops.adam8bit.triton
     import lorasmith.ops.adapted_blockwise.triton
     import lorasmith.ops.blockwise.triton
     import lorasmith.ops.blockwise_linear.triton
@@ -59,10 +63,12 @@ if gpu.devices():
 
 __all__ = [
     "Activation",
+    "AdamStep",
     "BlockwiseProduct",
     "DenseProduct",
     "KernelStatus",
     "LowRank",
+    "Moment",
     "Multiplier",
     "Nested",
     "Objective",
@@ -72,11 +78,13 @@ __all__ = [
     "Segments",
     "Shaping",
     "UpdatedWeight",
+    "adam8bit_",
     "adapted_linear",
     "blockwise_linear",
     "dequantize_blockwise",
     "dequantize_rowwise",
     "double_quantize",
+    "from_blocks",
     "gated_activation",
     "gated_activation_packed",
     "head_cross_entropy",
@@ -89,6 +97,9 @@ __all__ = [
     "quantize_rowwise",
     "rms_norm",
     "rowwise_linear",
+    "signed_map",
+    "to_blocks",
     "token_losses",
     "token_losses_",
+    "unsigned_map",
 ]

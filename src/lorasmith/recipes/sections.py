@@ -146,7 +146,8 @@ class TrainingSection(Section):
     )
     optimizer: str = Field(
         default=_TRAINING.optimizer,
-        description="adamw, or lorafa: AdamW with LoRA's A frozen and the gradient of B corrected for it (LoRA-FA)",
+        description="adamw; adamw8bit: its state in 8 bits; lorafa: AdamW with LoRA's A frozen and the gradient of B "
+        "corrected for it (LoRA-FA)",
     )
     loraplus_lr_ratio: float = Field(
         default=_TRAINING.loraplus_lr_ratio,

@@ -21,6 +21,12 @@ def parameters(dtype=torch.float32):
     }
 
 
+def large(dtype=torch.float32):
+    """With one tensor that is kept in blocks where state is, the last of them partial."""
+    generator = torch.Generator().manual_seed(9)
+    return parameters(dtype) | {"large": nn.Parameter(torch.randn(70, 61, generator=generator).to(dtype))}
+
+
 # a pair of factors, for the optimizers that know them
 PAIRS = {"matrix": FactorPair(nn.Parameter(torch.eye(7, 9)), nn.Parameter(torch.zeros(5, 7)), 2.0)}
 
@@ -55,7 +61,7 @@ def test_adamw_moves_as_torchs_adamw_does():
 @pytest.mark.parametrize("name", optimizers)
 def test_saved_and_loaded_it_goes_on_bit_equal(name, dtype):
     settings = TrainingSettings(optimizer=name, weight_decay=0.1)
-    params = parameters(dtype)
+    params = large(dtype)
     optimizer = build(params, settings, PAIRS)
     for step in range(3):
         give_gradients(params, step)
@@ -95,8 +101,14 @@ def test_state_of_a_stranger_is_refused_by_name():
     optimizer = build(parameters(), SETTINGS)
     with pytest.raises(RunError, match="'other', which this model does not train"):
         optimizer.load_state(1, {"exp_avg||other": torch.zeros(1)})
-    with pytest.raises(RunError, match="keeps 'momentum', which AdamW does not"):
+    with pytest.raises(RunError, match="keeps 'momentum' of 'vector', which this run's does not"):
         optimizer.load_state(1, {"momentum||vector": torch.zeros(5)})
+
+
+def test_state_that_is_not_whole_is_refused():
+    optimizer = build(parameters(torch.bfloat16), SETTINGS)
+    with pytest.raises(RunError, match="has no 'exp_avg_sq' of 'vector'"):
+        optimizer.load_state(1, {"exp_avg||vector": torch.zeros(5), "master||vector": torch.zeros(5)})
 
 
 def test_an_unknown_optimizer_is_named_with_the_nearest():
@@ -147,6 +159,6 @@ def test_values_written_into_a_16_bit_parameter_between_steps_count():
 
 @pytest.mark.parametrize("key", ["exp_avg||vector", "exp_avg|scale|matrix", "master||matrix", "steps||vector"])
 def test_state_of_another_shape_is_refused_by_name(key):
-    optimizer = build(parameters(), SETTINGS)
+    optimizer = build(parameters(torch.bfloat16), SETTINGS)
     with pytest.raises(RunError, match=key.split("|")[2] + r".*does not fit the parameter"):
         optimizer.load_state(1, {key: torch.zeros(3)})

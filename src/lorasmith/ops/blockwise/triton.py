@@ -21,17 +21,23 @@ TILE = 4096
 
 
 @triton.jit
-def _code_of(value, midpoints, order, BITS: tl.constexpr):
-    """The code of the nearest level: order[number of midpoints below value]."""
+def levels_below(value, edges, BITS: tl.constexpr):
+    """How many of the 2**BITS - 1 ascending edges lie below value, i32."""
     below = tl.zeros_like(value).to(tl.int32)
     for bit in tl.static_range(BITS):
         half = 1 << (BITS - 1 - bit)
-        below += tl.where(value > tl.load(midpoints + below + half - 1), half, 0)
-    return tl.load(order + below)
+        below += tl.where(value > tl.load(edges + below + half - 1), half, 0)
+    return below
 
 
 @triton.jit
-def _absmax(x):
+def _code_of(value, midpoints, order, BITS: tl.constexpr):
+    """The code of the nearest level: order[number of midpoints below value]."""
+    return tl.load(order + levels_below(value, midpoints, BITS))
+
+
+@triton.jit
+def absmax_of(x):
     """The largest magnitude of each row, NaN where one is."""
     broken = tl.sum((x != x).to(tl.int32), 1) > 0
     return tl.where(broken, float("nan"), tl.max(tl.abs(x), 1))
@@ -42,7 +48,7 @@ def _quantize_4bit(x, midpoints, order, packed, scales, numel, smallest, BLOCKSI
     block = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
     place = block[:, None] * BLOCKSIZE + tl.arange(0, BLOCKSIZE)[None, :]
     values = tl.load(x + place, mask=place < numel, other=0.0).to(tl.float32)
-    absmax = _absmax(values)
+    absmax = absmax_of(values)
     clamped = tl.where(absmax < smallest, smallest, absmax)
     whole = (block + 1) * BLOCKSIZE <= numel
     # the partial last block is divided by its absmax, and keeps it clamped
@@ -63,7 +69,7 @@ def _quantize_8bit(
     place = block[:, None] * BLOCKSIZE + tl.arange(0, BLOCKSIZE)[None, :]
     known = place < numel
     values = tl.load(x + place, mask=known, other=0.0).to(tl.float32)
-    absmax = _absmax(values)
+    absmax = absmax_of(values)
     scaled = values * tl.math.div_rn(1.0, absmax)[:, None]
     # 0 * (1 / 0) is NaN, and the grid's first point stands for it
     scaled = tl.where(scaled != scaled, -1.0, tl.minimum(tl.maximum(scaled, -1.0), 1.0))

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from lorasmith.training.optimizers.rule import Rule, StepSize
+from lorasmith.training.optimizers.rule import Rule, Slot, StepSize
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class AdamW(Rule):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
 
-    slots: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
+    slots: ClassVar[tuple[Slot, ...]] = (Slot("exp_avg"), Slot("exp_avg_sq", signed=False))
 
     def update_(self, weight: Tensor, gradient: Tensor, slots: dict[str, Tensor], size: StepSize) -> None:
         beta1, beta2 = self.betas

@@ -1,17 +1,20 @@
 """An optimizer over named parameters, whose whole state is named tensors and one number."""
 
 from collections.abc import Mapping
+from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
 
 from lorasmith.errors import RunError
+from lorasmith.training.optimizers.fused import Kept, fused_step
 from lorasmith.training.optimizers.gradients import Gradients, Plain
 from lorasmith.training.optimizers.placement import Placement
 from lorasmith.training.optimizers.rule import Rule, StepSize
 from lorasmith.training.optimizers.state_format import StateFormat
 
 _MASTER, _TAKEN = "master", "steps"
+_WIDE = (torch.float32, torch.float64)
 
 
 class Optimizer:
@@ -42,8 +45,8 @@ class Optimizer:
         self.gradients = gradients or Plain()
         self.speeds = dict(speeds or {})
         self.steps = 0
-        self._kept: dict[str, dict[str, dict[str, Tensor]]] = {}
-        self._masters: dict[str, Tensor] = {}
+        self._fused = fused_step(rule, state_format)
+        self._kept: dict[str, Kept] = {}
         # the steps that each parameter has taken: those in which it had a gradient
         self._taken: dict[str, int] = {}
 
@@ -51,13 +54,34 @@ class Optimizer:
     def step(self, learning_rate: float) -> None:
         """Move every parameter that has a gradient."""
         self.steps += 1
-        for name, parameter in self.parameters.items():
-            if parameter.grad is not None:
-                self._taken[name] = self._taken.get(name, 0) + 1
-                decay = self.weight_decay if parameter.dim() >= 2 else 0.0
-                rate = learning_rate * self.speeds.get(name, 1.0)
-                gradient = self.gradients.seen(name, parameter.grad)
-                self._move(name, parameter, gradient, StepSize(self._taken[name], rate, decay))
+        moving = [name for name, parameter in self.parameters.items() if parameter.grad is not None]
+        for name, following in zip_longest(moving, moving[1:]):
+            for kept in self._kept.get(following, {}).values():
+                self.placement.expect(kept)
+            self.move(name, learning_rate)
+
+    @torch.no_grad()
+    def move(self, name: str, learning_rate: float) -> None:
+        """Move one parameter, which has a gradient; step does so for all, and counts."""
+        parameter = self.parameters[name]
+        assert parameter.grad is not None
+        self._taken[name] = self._taken.get(name, 0) + 1
+        decay = self.weight_decay if parameter.dim() >= 2 else 0.0
+        size = StepSize(self._taken[name], learning_rate * self.speeds.get(name, 1.0), decay)
+        if name not in self._kept:
+            self._kept[name] = {slot: self.placement.place(kept) for slot, kept in self.fresh(parameter).items()}
+        fetched = {slot: self.placement.fetch(kept, parameter) for slot, kept in self._kept[name].items()}
+        self._update_(parameter, self.gradients.seen(name, parameter.grad), fetched, size)
+        for slot, kept in fetched.items():
+            self.placement.put_back_(self._kept[name][slot], kept)
+
+    def fresh(self, parameter: Tensor) -> Kept:
+        """What is kept for a parameter at its first step, by slot and part; it may stand on the meta device."""
+        kept = {slot.name: self.state_format.zeros(slot, parameter) for slot in self.rule.slots}
+        if parameter.dtype not in _WIDE:
+            master = parameter.detach().to(torch.float32, memory_format=torch.contiguous_format)
+            kept[_MASTER] = {"": master}
+        return kept
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
@@ -67,7 +91,6 @@ class Optimizer:
     def state_tensors(self) -> dict[str, Tensor]:
         """Everything that is remembered, by "slot|part|parameter name"; views, not copies."""
         tensors = {f"{_TAKEN}||{name}": torch.tensor(taken) for name, taken in self._taken.items()}
-        tensors |= {f"{_MASTER}||{name}": master for name, master in self._masters.items()}
         for name, slots in self._kept.items():
             for slot, kept in slots.items():
                 tensors |= {f"{slot}|{part}|{name}": tensor for part, tensor in kept.items()}
@@ -78,7 +101,7 @@ class Optimizer:
 
         Raises RunError where a tensor belongs to no parameter or has another shape.
         """
-        self.steps, self._kept, self._masters, self._taken = steps, {}, {}, {}
+        self.steps, self._kept, self._taken = steps, {}, {}
         for key, tensor in tensors.items():
             slot, part, name = key.split("|", 2)
             if name not in self.parameters:
@@ -86,53 +109,47 @@ class Optimizer:
             self._check_shape(slot, part, name, tensor)
             if slot == _TAKEN:
                 self._taken[name] = int(tensor)
-            elif slot == _MASTER:
-                self._masters[name] = tensor.to(self.parameters[name].device, copy=True)
             else:
                 own = tensor.to(self.parameters[name].device, copy=True)
                 self._kept.setdefault(name, {}).setdefault(slot, {})[part] = own
         for name, slots in self._kept.items():
             # checkpoints once counted all steps as each parameter's own
             self._taken.setdefault(name, steps)
+            for slot in sorted(self.fresh(self.parameters[name].detach().to("meta")).keys() - slots.keys()):
+                raise RunError(
+                    f"the checkpoint's optimizer has no {slot!r} of {name!r}; resume with the run's own recipe"
+                )
             self._kept[name] = {slot: self.placement.place(kept) for slot, kept in slots.items()}
 
     def _check_shape(self, slot: str, part: str, name: str, tensor: Tensor) -> None:
         parameter = self.parameters[name].detach().to("meta")
-        if slot in self.rule.slots:
-            expected = {part: kept.shape for part, kept in self.state_format.zeros(parameter).items()}
-        elif slot in (_TAKEN, _MASTER):
-            expected = {"": torch.Size() if slot == _TAKEN else parameter.shape}
-        else:
-            raise RunError(f"the checkpoint's optimizer keeps {slot!r}, which {type(self.rule).__name__} does not")
-        if expected.get(part) != tensor.shape:
+        expected = {_TAKEN: {"": torch.zeros(())}, **self.fresh(parameter)}
+        if slot not in expected:
+            raise RunError(
+                f"the checkpoint's optimizer keeps {slot!r} of {name!r}, which this run's does not; resume with the "
+                "run's own recipe"
+            )
+        if part not in expected[slot] or expected[slot][part].shape != tensor.shape:
             raise RunError(
                 f"the checkpoint's {slot}|{part} of {name!r} is {tuple(tensor.shape)}, which does not fit the "
                 f"parameter {tuple(parameter.shape)}; resume with the run's own recipe"
             )
 
-    def _move(self, name: str, parameter: nn.Parameter, gradient: Tensor, size: StepSize) -> None:
-        if name not in self._kept:
-            zeros = {slot: self.state_format.zeros(parameter) for slot in self.rule.slots}
-            self._kept[name] = {slot: self.placement.place(kept) for slot, kept in zeros.items()}
-        fetched = {slot: self.placement.fetch(kept, parameter) for slot, kept in self._kept[name].items()}
-        slots = {slot: self.state_format.read(kept, parameter.shape) for slot, kept in fetched.items()}
-        weight = self._wide_weight(name, parameter)
+    def _update_(self, parameter: nn.Parameter, gradient: Tensor, kept: Kept, size: StepSize) -> None:
+        """Move parameter by kept tensors, which lie beside it, and change these."""
+        master = kept[_MASTER][""] if _MASTER in kept else None
+        if self._fused is not None and self._fused(self.rule, parameter, master, gradient, kept, size):
+            return
+        weight = parameter if master is None else _followed(master, parameter)
+        slots = {slot.name: self.state_format.read(slot, kept[slot.name], parameter.shape) for slot in self.rule.slots}
         self.rule.update_(weight, gradient.to(weight.dtype), slots, size)
-        for slot, kept in fetched.items():
-            self.state_format.write_(kept, slots[slot])
-            self.placement.put_back_(self._kept[name][slot], kept)
-        if weight is not parameter:
-            parameter.copy_(weight)
+        for slot in self.rule.slots:
+            self.state_format.write_(slot, kept[slot.name], slots[slot.name])
+        if master is not None:
+            parameter.copy_(master)
 
-    def _wide_weight(self, name: str, parameter: nn.Parameter) -> Tensor:
-        """The parameter itself, or its f32 master where it has 16 bits."""
-        if parameter.dtype in (torch.float32, torch.float64):
-            return parameter
-        if name not in self._masters:
-            self._masters[name] = parameter.detach().float()
-        master = self._masters[name]
-        # somebody has written here since the last step, as AdaLoRA sets ranks to zero
-        stale = master.to(parameter.dtype) != parameter
-        if bool(stale.any()):
-            master[stale] = parameter[stale].float()
-        return master
+
+def _followed(master: Tensor, parameter: Tensor) -> Tensor:
+    """master, changed where somebody has written into parameter since the last step, as AdaLoRA sets ranks to zero."""
+    kept = master.to(parameter.dtype) == parameter
+    return torch.where(kept, master, parameter.float(), out=master)

@@ -12,6 +12,10 @@ class Placement(ABC):
     def place(self, kept: dict[str, Tensor]) -> dict[str, Tensor]:
         """Kept tensors, moved to where they lie between steps."""
 
+    def expect(self, kept: dict[str, Tensor]) -> None:
+        """Told that kept will be fetched next, while another update runs; nothing need be done."""
+        return
+
     @abstractmethod
     def fetch(self, kept: dict[str, Tensor], like: Tensor) -> dict[str, Tensor]:
         """Kept tensors on the device of like, for an update."""

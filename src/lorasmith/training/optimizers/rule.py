@@ -16,14 +16,22 @@ class StepSize:
     weight_decay: float
 
 
+@dataclass(frozen=True)
+class Slot:
+    """A number that a rule remembers for each element of a parameter; one that is not signed is never below zero."""
+
+    name: str
+    signed: bool = True
+
+
 class Rule(ABC):
     """How one tensor moves, given its gradient and the slots that it remembers between steps.
 
-    slots names them; each has the parameter's shape and reads as f32, whatever form it is kept in.
+    Each slot has the parameter's shape and reads as f32, whatever form it is kept in.
     """
 
-    slots: ClassVar[tuple[str, ...]]
+    slots: ClassVar[tuple[Slot, ...]]
 
     @abstractmethod
     def update_(self, weight: Tensor, gradient: Tensor, slots: dict[str, Tensor], size: StepSize) -> None:
-        """Change weight and slots in place; all tensors are f32 (or f64) and of one shape."""
+        """Change weight and slots (by name) in place; all tensors are f32 (or f64) and of one shape."""

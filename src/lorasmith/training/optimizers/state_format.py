@@ -5,6 +5,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from lorasmith.training.optimizers.rule import Slot
+
 
 class StateFormat(ABC):
     """Turns a slot into the tensors that are kept, and back.
@@ -13,35 +15,28 @@ class StateFormat(ABC):
     """
 
     @abstractmethod
-    def zeros(self, like: Tensor) -> dict[str, Tensor]:
-        """Kept tensors of a slot of zeros with the shape of like."""
+    def zeros(self, slot: Slot, like: Tensor) -> dict[str, Tensor]:
+        """Kept tensors of a slot of zeros with the shape of like, which may stand on the meta device."""
 
     @abstractmethod
-    def read(self, kept: dict[str, Tensor], shape: torch.Size) -> Tensor:
+    def read(self, slot: Slot, kept: dict[str, Tensor], shape: torch.Size) -> Tensor:
         """The slot as f32 (f64 for an f64 parameter); may be a view that write then finds already changed."""
 
     @abstractmethod
-    def write_(self, kept: dict[str, Tensor], slot: Tensor) -> None:
-        """Keep slot."""
-
-    @abstractmethod
-    def bytes_per_element(self) -> float:
-        """Bytes that one element of a slot takes, for the memory plan."""
+    def write_(self, slot: Slot, kept: dict[str, Tensor], values: Tensor) -> None:
+        """Keep values as the slot."""
 
 
 class Plain(StateFormat):
     """Slots as they are, in f32 (f64 for an f64 parameter)."""
 
-    def zeros(self, like: Tensor) -> dict[str, Tensor]:
+    def zeros(self, slot: Slot, like: Tensor) -> dict[str, Tensor]:
         dtype = torch.promote_types(like.dtype, torch.float32)
         return {"": torch.zeros_like(like, dtype=dtype, memory_format=torch.contiguous_format)}
 
-    def read(self, kept: dict[str, Tensor], shape: torch.Size) -> Tensor:
+    def read(self, slot: Slot, kept: dict[str, Tensor], shape: torch.Size) -> Tensor:
         return kept[""]
 
-    def write_(self, kept: dict[str, Tensor], slot: Tensor) -> None:
-        if slot is not kept[""]:
-            kept[""].copy_(slot)
-
-    def bytes_per_element(self) -> float:
-        return 4.0
+    def write_(self, slot: Slot, kept: dict[str, Tensor], values: Tensor) -> None:
+        if values is not kept[""]:
+            kept[""].copy_(values)

@@ -8,6 +8,7 @@ from torch import nn
 from lorasmith.errors import RecipeError, nearest
 from lorasmith.training.optimizers import gradients
 from lorasmith.training.optimizers.adamw import AdamW
+from lorasmith.training.optimizers.eight_bit import EightBit
 from lorasmith.training.optimizers.gradients import Gradients, Projected
 from lorasmith.training.optimizers.optimizer import Optimizer
 from lorasmith.training.optimizers.pairs import Pairs
@@ -33,6 +34,7 @@ class Choice:
 
 optimizers: dict[str, Choice] = {
     "adamw": Choice(lambda settings: AdamW(settings.betas, settings.eps)),
+    "adamw8bit": Choice(lambda settings: AdamW(settings.betas, settings.eps), EightBit),
     "lorafa": Choice(lambda settings: AdamW(settings.betas, settings.eps), gradients=Projected, freezes_inputs=True),
 }
 

@@ -1,0 +1,39 @@
+"""Steps that a rule and a state format take together, in one pass over a parameter.
+
+A pair may have one; any other rule and format work together by reading slots, updating and writing them.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from lorasmith.ops import AdamStep, Moment, adam8bit_
+from lorasmith.training.optimizers.adamw import AdamW
+from lorasmith.training.optimizers.eight_bit import CODES, SCALES, EightBit, in_blocks
+from lorasmith.training.optimizers.rule import Rule, StepSize
+from lorasmith.training.optimizers.state_format import StateFormat
+
+Kept = dict[str, dict[str, Tensor]]
+# rule, parameter, its f32 master where it has 16 bits, gradient, kept tensors by slot and part; False: not this case
+FusedStep = Callable[[Rule, Tensor, Tensor | None, Tensor, Kept, StepSize], bool]
+
+
+def fused_step(rule: Rule, state_format: StateFormat) -> FusedStep | None:
+    """The step that the two take together, where there is one."""
+    return _STEPS.get((type(rule), type(state_format)))
+
+
+def _adam8bit(
+    rule: Rule, parameter: Tensor, master: Tensor | None, gradient: Tensor, kept: Kept, size: StepSize
+) -> bool:
+    mean, square = (kept[slot.name] for slot in rule.slots)
+    if not in_blocks(mean):
+        return False
+    assert isinstance(rule, AdamW)
+    step = AdamStep(*rule.betas, rule.eps, size.step, size.learning_rate, size.weight_decay)
+    moments = (Moment(part[CODES], part[SCALES]) for part in (mean, square))
+    adam8bit_(parameter, gradient, *moments, step, master)
+    return True
+
+
+_STEPS: dict[tuple[type[Rule], type[StateFormat]], FusedStep] = {(AdamW, EightBit): _adam8bit}
