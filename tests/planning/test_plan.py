@@ -10,7 +10,7 @@ from lorasmith.attach import attach
 from lorasmith.errors import PlanError
 from lorasmith.methods.full import FullConfig
 from lorasmith.methods.lora import LoraConfig
-from lorasmith.planning import MemoryPlan, PlanSettings, peak_resident_bytes, plan, resident_bytes
+from lorasmith.planning import MemoryPlan, OptimizerMemory, PlanSettings, peak_resident_bytes, plan, resident_bytes
 from lorasmith.planning.step_trace import trace_step
 from lorasmith.quantized import QuantizedWeight
 
@@ -55,6 +55,46 @@ def test_the_update_of_the_largest_parameter_has_its_room(dtype, bytes_each):
     found = parts(model, batch_size=1, length=1)
     working = ("activations kept for backward", "logits and loss", "other working memory of a step")
     assert sum(found[name] for name in working) >= 32 * 4096 * bytes_each
+
+
+def test_the_optimizers_own_state_and_working_memory_are_counted():
+    model = llama(intermediate_size=4096)
+    attach(model, FullConfig(target_modules=["mlp"]))
+    largest = 32 * 4096
+    eight_bit = OptimizerMemory(state=lambda parameter: 2 * parameter.numel(), update=lambda parameter: 10**9)
+    found = parts(model, optimizer=eight_bit)
+    assert found["optimizer state"] == 2 * 3 * 2 * largest
+    working = ("activations kept for backward", "logits and loss", "other working memory of a step")
+    assert sum(found[name] for name in working) == 10**9
+
+
+def test_state_that_pages_stands_beside_the_peak():
+    model = adapted(llama())
+    plain, paged = (plan(model, settings(optimizer=OptimizerMemory(pages=pages))) for pages in (False, True))
+    assert paged.host == plain.components["optimizer state"]
+    assert paged.total == plain.total - paged.host
+    assert MemoryPlan.from_json(paged.to_json()) == paged
+    assert paged.lines()[-1].startswith("in host memory")
+
+
+def test_parameters_that_move_in_the_backward_pass_have_few_gradients_at_once():
+    model = llama(intermediate_size=4096)
+    attach(model, FullConfig(target_modules=["mlp"]))
+    largest = 4 * 32 * 4096
+    ordinary = plan(model, settings(batch_size=1, length=1))
+    moving = plan(model, settings(batch_size=1, length=1, optimizer=OptimizerMemory(in_backward=True)))
+    assert ordinary.components["gradients"] == 6 * largest
+    assert "gradients" not in moving.components
+    # one gradient and what its update works with, where the ordinary step has all and one that is being added
+    assert ordinary.total - moving.total == pytest.approx(5 * largest, rel=0.02)
+
+
+def test_a_head_that_trains_has_its_gradient_whole():
+    model = llama()
+    model.requires_grad_(False)
+    model.lm_head.weight.requires_grad_()
+    moving = parts(model, optimizer=OptimizerMemory(in_backward=True))
+    assert moving["gradients"] == 4 * model.lm_head.weight.numel()
 
 
 def test_shapes_alone_decide():
@@ -142,7 +182,7 @@ def test_a_file_that_is_no_plan_is_refused(text):
         MemoryPlan.from_json(text)
 
 
-@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"length": -1}, {"optimizer_bytes": -8.0}])
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"length": -1}])
 def test_impossible_sizes_are_refused_by_name(wrong):
     with pytest.raises(PlanError, match=next(iter(wrong))):
         settings(**wrong)

@@ -1,11 +1,12 @@
 """The prediction as data: bytes by component, printable and written to plan.json."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from lorasmith.errors import PlanError
 
@@ -13,15 +14,38 @@ from lorasmith.errors import PlanError
 ADAMW_BYTES = 8.0
 
 
+def _adamw_state(parameter: Tensor) -> int:
+    return round(parameter.numel() * (ADAMW_BYTES + (4 if parameter.itemsize < 4 else 0)))
+
+
+def plain_update(parameter: Tensor) -> int:
+    """Bytes of an update in f32: a number an element, and for a parameter in 16 bits a gradient in f32 too."""
+    return parameter.numel() * (parameter.itemsize if parameter.itemsize >= 4 else 8)
+
+
+@dataclass(frozen=True)
+class OptimizerMemory:
+    """What an optimizer takes: by default AdamW's in f32.
+
+    state gives the bytes that are kept for a parameter (an f32 copy of one in 16 bits included), update those that its
+    update works with. pages says that the state gives way to everything else; in_backward that each parameter moves
+    as soon as its gradient is there, which is then freed.
+    """
+
+    state: Callable[[Tensor], int] = _adamw_state
+    update: Callable[[Tensor], int] = plain_update
+    pages: bool = False
+    in_backward: bool = False
+
+
 @dataclass(frozen=True)
 class PlanSettings:
     """What of a run decides its memory, besides the model.
 
-    batch_size is of one micro-batch, length the tokens of one example or pack. optimizer_bytes is the state kept for
-    one trainable element, beside the f32 copy of one in 16 bits. autocast is the type that matrix products run in,
-    where it is not the weights' own. baseline is the memory of Python and its libraries in bytes; None reads it from
-    this process, and 0 says that only tensors count, as on an accelerator. device is the type of device that the model
-    will train on.
+    batch_size is of one micro-batch, length the tokens of one example or pack. autocast is the type that matrix
+    products run in, where it is not the weights' own. baseline is the memory of Python and its libraries in bytes;
+    None reads it from this process, and 0 says that only tensors count, as on an accelerator. device is the type of
+    device that the model will train on.
     Raises PlanError if a size is not positive.
     """
 
@@ -31,7 +55,7 @@ class PlanSettings:
     gradient_checkpointing: bool = False
     offload_checkpoints: bool = False
     return_freed_memory: bool = False
-    optimizer_bytes: float = ADAMW_BYTES
+    optimizer: OptimizerMemory = OptimizerMemory()
     autocast: torch.dtype | None = None
     baseline: int | None = None
     device: str = "cpu"
@@ -40,15 +64,13 @@ class PlanSettings:
         for field in ("batch_size", "length"):
             if getattr(self, field) < 1:
                 raise PlanError(f"{field}={getattr(self, field)} must be at least 1 to predict memory")
-        if self.optimizer_bytes < 0:
-            raise PlanError(f"optimizer_bytes={self.optimizer_bytes} must not be negative")
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
     """Predicted bytes at the highest moment of a training step; the components sum to the total.
 
-    host is what waits in host memory meanwhile, beside the total.
+    host is what waits in host memory meanwhile, beside the total; state that pages may lie on the device instead.
     """
 
     components: Mapping[str, int]

@@ -33,25 +33,30 @@ def plan(model: PreTrainedModel, settings: PlanSettings) -> MemoryPlan:
     model is a transformers model as it will train (quantized layers and adapters in place, frozen parameters marked
     so); it may stand on the meta device, and is not touched. The highest moment of a step is predicted: all weights,
     gradients and optimizer state, and beside them what autograd keeps with the larger of the head's and the backward
-    pass's workspace, or, if that is more, what the update of a parameter works with.
+    pass's workspace, or, if that is more, what the update of a parameter works with. Where parameters move in the
+    backward pass, gradients and updates are part of its workspace; state that pages stands beside the peak.
     Raises PlanError where the model's forward cannot run without data.
     """
     head = output_head(model) if settings.task == "causal" else None
     step = trace_step(model, settings, whole=head is None)
     head_bytes = 0 if head is None else _head_bytes(head, step, settings)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer, kept = settings.optimizer, sum(settings.optimizer.state(p) for p in trainable)
+    # activations are gone by then, or the trace has counted it
+    update = 0 if optimizer.in_backward else max(map(optimizer.update, trainable), default=0)
     held = {**_weights(model), "copies of trained base tensors": _bytes(adapters_of(model).base_tensors.copies())}
     components = {
         **held,
-        "gradients": _bytes(trainable),
-        "optimizer state": round(sum(p.numel() * _state_bytes(p, settings) for p in trainable)),
+        "gradients": _bytes(_outside(model.base_model, trainable) if optimizer.in_backward else trainable),
+        "optimizer state": 0 if optimizer.pages else kept,
         "activations kept for backward": step.saved,
         "logits and loss": head_bytes,
-        "other working memory of a step": max(0, max(step.peak, _update_bytes(trainable)) - step.saved - head_bytes),
+        "other working memory of a step": max(0, max(step.peak, update) - step.saved - head_bytes),
         "one dequantized weight": _dequantized_bytes(model, settings),
     }
     components |= _process(settings, allocated=sum(components.values()) - sum(held.values()))
-    return MemoryPlan({name: size for name, size in components.items() if size}, host=step.host)
+    predicted = {name: size for name, size in components.items() if size}
+    return MemoryPlan(predicted, host=step.host + (kept if optimizer.pages else 0))
 
 
 def _process(settings: PlanSettings, allocated: int) -> dict[str, int]:
@@ -89,17 +94,10 @@ def _weights(model: nn.Module) -> dict[str, int]:
     return {name: _bytes(tensors) for name, tensors in groups.items()}
 
 
-def _update_bytes(trainable: Sequence[Tensor]) -> int:
-    """Bytes that the update of the largest parameter works with: a number an element, in 16 bits an f32 gradient too.
-
-    Activations are gone by then.
-    """
-    return max((p.numel() * (p.itemsize if p.itemsize >= 4 else 8) for p in trainable), default=0)
-
-
-def _state_bytes(parameter: Tensor, settings: PlanSettings) -> float:
-    """Bytes that the optimizer keeps for an element, the f32 copy of a 16-bit one included."""
-    return settings.optimizer_bytes + (4 if parameter.itemsize < 4 else 0)
+def _outside(traced: nn.Module, trainable: Sequence[Tensor]) -> list[Tensor]:
+    """What the trace of a step below the head does not see."""
+    seen = {id(parameter) for parameter in traced.parameters()}
+    return [parameter for parameter in trainable if id(parameter) not in seen]
 
 
 def _bytes(tensors: Sequence[Tensor]) -> int:

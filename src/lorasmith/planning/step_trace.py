@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -218,8 +219,13 @@ def _run(model: PreTrainedModel, settings: PlanSettings, whole: bool) -> StepMem
     if settings.gradient_checkpointing:
         checkpoint_activations_(model, OffloadedInputs(elsewhere) if settings.offload_checkpoints else None)
     for parameter in model.parameters():
-        # gradients exist beforehand, so that they are added in place and not counted here
-        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        if not parameter.requires_grad:
+            continue
+        if settings.optimizer.in_backward:
+            parameter.register_post_accumulate_grad_hook(partial(_move, settings))
+        else:
+            # gradients exist beforehand, so that they are added in place and not counted here
+            parameter.grad = torch.zeros_like(parameter)
     known = [*model.parameters(), *model.buffers()]
     known += [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     inputs = _inputs(settings, with_labels=whole)
@@ -233,6 +239,12 @@ def _run(model: PreTrainedModel, settings: PlanSettings, whole: bool) -> StepMem
         if value.requires_grad:
             value.backward(torch.empty_like(value))
     return StepMemory(saved, meter.peak, hidden, elsewhere.bytes)
+
+
+def _move(settings: PlanSettings, parameter: Tensor) -> None:
+    """What a parameter's step in the backward pass allocates and frees."""
+    torch.empty(settings.optimizer.update(parameter), dtype=torch.uint8)
+    parameter.grad = None
 
 
 def _inputs(settings: PlanSettings, with_labels: bool) -> dict[str, Any]:

@@ -22,8 +22,16 @@ from lorasmith.recipes.method_section import method_config
 from lorasmith.recipes.positions import context_of, room_in
 from lorasmith.recipes.recipe import Recipe
 from lorasmith.recipes.tokenizers import extend_tokenizer_, fit_embeddings_
-from lorasmith.training.optimizers import choice_of, factor_pairs, frozen_inputs, require_pairs
+from lorasmith.training.optimizers import (
+    choice_of,
+    factor_pairs,
+    frozen_inputs,
+    optimizer_memory,
+    require_pairs,
+    require_placement,
+)
 from lorasmith.training.precision import autocast_dtype
+from lorasmith.training.step_in_backward import require_whole_step
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,8 @@ def prepare(recipe: Recipe) -> Prepared:
     """
     recipe = recipe.resolved()
     device = resolve(recipe.device)
+    # the device alone, before anything is read
+    require_placement(recipe.training.settings(recipe.seed), {}, device)
     found = examine(place_checks, place_of(recipe, Path(recipe.output), device))
     checkpoint = open_base(recipe.model)
     recipe = with_storage(recipe, checkpoint)
@@ -77,6 +87,9 @@ def checked(
     settings = recipe.training.settings(recipe.seed)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     require_pairs(settings, factor_pairs(model, trained))
+    require_placement(settings, trained, device or model.device)
+    if settings.step_in_backward:
+        require_whole_step(autocast_dtype(model, settings.dtype), adapters_of(model).training_parts())
     if settings.max_steps is not None:
         for part in adapters_of(model).training_parts().values():
             part.check(settings.max_steps)
@@ -161,6 +174,7 @@ def predict_memory(model: PreTrainedModel, recipe: Recipe, dataset: Dataset, dev
         gradient_checkpointing=recipe.training.gradient_checkpointing,
         offload_checkpoints=recipe.training.offload_checkpoints,
         return_freed_memory=recipe.training.return_freed_memory,
+        optimizer=optimizer_memory(recipe.training.settings(recipe.seed), device),
         autocast=autocast_dtype(model, recipe.training.dtype),
         # the process's own memory does not lie on an accelerator
         baseline=None if device.type == "cpu" else 0,

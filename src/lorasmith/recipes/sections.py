@@ -146,8 +146,9 @@ class TrainingSection(Section):
     )
     optimizer: str = Field(
         default=_TRAINING.optimizer,
-        description="adamw; adamw8bit: its state in 8 bits; lorafa: AdamW with LoRA's A frozen and the gradient of B "
-        "corrected for it (LoRA-FA)",
+        description="adamw; adamw8bit: its state in 8 bits; paged_adamw, paged_adamw8bit: state that gives way to the "
+        "host when a CUDA GPU is full; lorafa: AdamW with LoRA's A frozen and the gradient of B corrected for it "
+        "(LoRA-FA)",
     )
     loraplus_lr_ratio: float = Field(
         default=_TRAINING.loraplus_lr_ratio,
@@ -176,6 +177,11 @@ class TrainingSection(Section):
         default=_TRAINING.return_freed_memory,
         description="on a CPU, give freed blocks back at once: less memory, most so with gradient_checkpointing, but "
         "steps up to a third slower",
+    )
+    step_in_backward: bool = Field(
+        default=_TRAINING.step_in_backward,
+        description="move each parameter as soon as its gradient is there, and free that; needs accumulation 1 and "
+        "clip null",
     )
     evaluate_every: int | None = Field(
         default=_TRAINING.evaluate_every, description="steps between evaluations; null: the end"

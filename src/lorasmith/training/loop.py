@@ -29,6 +29,7 @@ from lorasmith.training.run_folder import RunFolder
 from lorasmith.training.schedule import factor
 from lorasmith.training.settings import TrainingSettings
 from lorasmith.training.step import StepResult, TrainingStep
+from lorasmith.training.step_in_backward import require_whole_step
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,10 @@ def run(
     parts = adapters_of(base_model(model)).training_parts()
     for part in parts.values():
         part.check(total)
-    step = TrainingStep(parameters, optimizer, loss, settings.clip, dtype, parts, total, loss_scale(dtype))
+    if settings.step_in_backward:
+        require_whole_step(dtype, parts)
+    scale, in_backward = loss_scale(dtype), settings.step_in_backward
+    step = TrainingStep(parameters, optimizer, loss, settings.clip, dtype, parts, total, scale, in_backward)
     loop = Loop(model, loader, settings, folder, step, evaluate, [JsonLines(folder.metrics), *loggers])
     if resume:
         loop.resume()

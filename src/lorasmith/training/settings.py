@@ -30,6 +30,7 @@ class TrainingSettings:
     One step is accumulation micro-batches of batch_size examples (or packs). Exactly one of max_steps and epochs
     ends the run; with neither given it is one epoch. warmup is a number of steps, or below 1 a fraction of them.
     loraplus_lr_ratio multiplies the learning rate of LoRA's B (LoRA+, arXiv 2402.12354).
+    step_in_backward moves each parameter as soon as its gradient is there, and frees it; without accumulation and clip.
     weight_decay falls on matrices only. label_smoothing (from 0 to below 1) and z_loss (the weight of squared
     log-normalisers) change the loss that is trained and logged, never an evaluation. evaluate_every, save_every and
     log_every count steps; None is only at the end, where the run is evaluated and saved in any case. patience is how
@@ -56,6 +57,7 @@ class TrainingSettings:
     gradient_checkpointing: bool = False
     offload_checkpoints: bool = False
     return_freed_memory: bool = False
+    step_in_backward: bool = False
     evaluate_every: int | None = None
     save_every: int | None = 200
     log_every: int = 1
@@ -86,6 +88,7 @@ class TrainingSettings:
                 "training.offload_checkpoints=true moves what gradient checkpointing keeps; set gradient_checkpointing "
                 "as well"
             )
+        self._require_whole_gradients()
         if self.patience and not self.evaluate_every:
             raise RecipeError(f"training.patience={self.patience} needs evaluations; set evaluate_every as well")
 
@@ -109,6 +112,19 @@ class TrainingSettings:
         if math.isnan(value):
             return False
         return best is None or (value > best if self.higher_is_better else value < best)
+
+    def _require_whole_gradients(self) -> None:
+        """What needs all gradients at once, and the step in the backward pass, exclude each other."""
+        if self.step_in_backward and self.accumulation > 1:
+            raise RecipeError(
+                f"training.step_in_backward=true frees each gradient at once, so accumulation={self.accumulation} has "
+                "nothing to add to; set training.accumulation: 1 and a larger batch_size, or step_in_backward: false"
+            )
+        if self.step_in_backward and self.clip is not None:
+            raise RecipeError(
+                f"training.step_in_backward=true moves parameters before the norm that clip={self.clip} limits is "
+                "known; set training.clip: null, or step_in_backward: false"
+            )
 
     def _require(self, name: str, holds: Callable[[Any], bool], rule: str) -> None:
         value = getattr(self, name)

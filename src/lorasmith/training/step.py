@@ -14,6 +14,7 @@ from lorasmith.training.loss import Loss
 from lorasmith.training.loss_scale import LossScale, is_finite
 from lorasmith.training.optimizers import Optimizer
 from lorasmith.training.precision import computing
+from lorasmith.training.step_in_backward import moved_in_backward
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class StepResult:
 class TrainingStep:
     """Forward, backward, clip, optimizer. autocast is the dtype of activations, or None for the weights' own.
 
+    in_backward lets each parameter move as soon as its gradient is there, without clip, parts and scale.
     parts are what methods do during the training of total steps, by adapter. Their penalties are added once, to the
     mean loss of a step; its result does not count them. scale is that of float16, None in other types.
     """
@@ -51,14 +53,18 @@ class TrainingStep:
     parts: Mapping[str, TrainingPart] = field(default_factory=dict)
     total: int | None = None
     scale: LossScale | None = None
+    in_backward: bool = False
 
     def __call__(self, step: int, batches: Sequence[Batch], learning_rate: float) -> StepResult:
         """Take step number step (from 1) on micro-batches, weighing each target equally.
 
         Raises RunError, with parameters and optimizer unchanged, for no targets, a loss or gradient that is not
         finite (with a scale, once that is at its end), and a loss that no trained parameter has a part in.
+        in_backward they have moved by a gradient that is not finite.
         """
         supervised = self.begin(step, batches)
+        if self.in_backward:
+            return self._in_backward(step, batches, supervised, learning_rate)
         nll = sum(self._backward(step, batch, supervised) for batch in batches)
         return self.finish(step, batches, nll, learning_rate)
 
@@ -86,8 +92,7 @@ class TrainingStep:
         elif self.scale is not None:
             self.scale.overflowed(step)
         self.optimizer.zero_grad()
-        supervised = sum(batch.supervised for batch in batches)
-        return StepResult(nll, supervised, sum(_tokens(batch) for batch in batches), grad_norm, taken)
+        return _result(batches, nll, grad_norm, taken)
 
     def _move(self, step: int, learning_rate: float) -> None:
         self.optimizer.step(learning_rate)
@@ -128,13 +133,27 @@ class TrainingStep:
         self.scaled(nll / supervised).backward()
         return value
 
+    def _in_backward(self, step: int, batches: Sequence[Batch], supervised: int, learning_rate: float) -> StepResult:
+        assert self.clip is None and self.scale is None and not self.parts
+        with moved_in_backward(self.optimizer, learning_rate) as norms:
+            nll = sum(self._backward(step, batch, supervised) for batch in batches)
+        # in the order in which the norms of an ordinary step are summed
+        ordered = [norms[name] for name in self.parameters if name in norms]
+        total = torch.linalg.vector_norm(torch.stack(ordered)) if ordered else None
+        return _result(batches, nll, self._checked_norm(step, total))
+
     def _clip(self, step: int) -> float:
         moved = [parameter for parameter in self.parameters.values() if parameter.grad is not None]
-        if not moved:
-            raise RunError(f"step {step}: no trained parameter received a gradient; check target_modules")
         if self.scale is not None:
             self.scale.unscale_([parameter.grad for parameter in moved if parameter.grad is not None])
-        norm = nn.utils.clip_grad_norm_(moved, math.inf if self.clip is None else self.clip).item()
+        limit = math.inf if self.clip is None else self.clip
+        return self._checked_norm(step, nn.utils.clip_grad_norm_(moved, limit) if moved else None)
+
+    def _checked_norm(self, step: int, total: Tensor | None) -> float:
+        """The norm of all gradients, of which there are none where total is None; RunError where it says trouble."""
+        if total is None:
+            raise RunError(f"step {step}: no trained parameter received a gradient; check target_modules")
+        norm = total.item()
         if self.scale is None and not math.isfinite(norm):
             self.optimizer.zero_grad()
             raise RunError(
@@ -147,6 +166,11 @@ class TrainingStep:
                 "is active and that its initial values are not all zero"
             )
         return norm
+
+
+def _result(batches: Sequence[Batch], nll: float, grad_norm: float, taken: bool = True) -> StepResult:
+    supervised = sum(batch.supervised for batch in batches)
+    return StepResult(nll, supervised, sum(_tokens(batch) for batch in batches), grad_norm, taken)
 
 
 def _tokens(batch: Batch) -> int:

@@ -98,6 +98,12 @@ def _check(jobs: Sequence[Job]) -> None:
     folders = [job.folder.path for job in jobs]
     if len(set(folders)) < len(folders):
         raise RecipeError(f"jobs in the folders {[str(path) for path in folders]}: give each adapter one of its own")
+    for job in jobs:
+        if job.settings.step_in_backward:
+            raise RecipeError(
+                f"training.step_in_backward=true of adapter {job.adapter!r} is for one adapter that trains alone; set "
+                "it to false"
+            )
     for name in _SHARED:
         values = {job.adapter: getattr(job.settings, name) for job in jobs}
         if len(set(values.values())) > 1:

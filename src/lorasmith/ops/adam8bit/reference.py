@@ -10,8 +10,8 @@ from lorasmith.ops.adam8bit.blocks import BLOCKSIZE, from_blocks, to_blocks
 from lorasmith.ops.adam8bit.schema import Constants, constants
 from lorasmith.ops.library import implement_reference
 
-PART = 1 << 20
-"""Elements at a time, whole blocks: what is computed on the way takes some 40 bytes an element."""
+PART, PART_BYTES = 1 << 20, 40
+"""Elements at a time, whole blocks, and about the bytes of each that are held on the way."""
 
 
 def adam8bit_(

@@ -5,9 +5,13 @@ A pair may have one; any other rule and format work together by reading slots, u
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from lorasmith.ops import AdamStep, Moment, adam8bit_
+from lorasmith.ops.adam8bit.reference import PART, PART_BYTES
+from lorasmith.ops.library import NATIVE_KERNELS
+from lorasmith.planning.memory_plan import plain_update
 from lorasmith.training.optimizers.adamw import AdamW
 from lorasmith.training.optimizers.eight_bit import CODES, SCALES, EightBit, in_blocks
 from lorasmith.training.optimizers.rule import Rule, StepSize
@@ -21,6 +25,16 @@ FusedStep = Callable[[Rule, Tensor, Tensor | None, Tensor, Kept, StepSize], bool
 def fused_step(rule: Rule, state_format: StateFormat) -> FusedStep | None:
     """The step that the two take together, where there is one."""
     return _STEPS.get((type(rule), type(state_format)))
+
+
+def update_bytes(rule: Rule, state_format: StateFormat, parameter: Tensor, device: torch.device) -> int:
+    """Bytes that the update of parameter works with on device, for the memory plan; it may stand on the meta device."""
+    slots = [state_format.zeros(slot, parameter) for slot in rule.slots]
+    if fused_step(rule, state_format) is None or not all(map(in_blocks, slots)):
+        return plain_update(parameter)
+    if device.type in NATIVE_KERNELS["adam8bit_"]:
+        return 0
+    return min(parameter.numel(), PART) * PART_BYTES
 
 
 def _adam8bit(

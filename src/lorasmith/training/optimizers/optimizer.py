@@ -17,6 +17,14 @@ _MASTER, _TAKEN = "master", "steps"
 _WIDE = (torch.float32, torch.float64)
 
 
+def fresh(rule: Rule, state_format: StateFormat, parameter: Tensor) -> Kept:
+    """What is kept for a parameter from its first step on, by slot and part; it may stand on the meta device."""
+    kept = {slot.name: state_format.zeros(slot, parameter) for slot in rule.slots}
+    if parameter.dtype not in _WIDE:
+        kept[_MASTER] = {"": parameter.detach().to(torch.float32, memory_format=torch.contiguous_format)}
+    return kept
+
+
 class Optimizer:
     """Moves parameters by a rule, with its slots kept in a format at a place.
 
@@ -50,10 +58,14 @@ class Optimizer:
         # the steps that each parameter has taken: those in which it had a gradient
         self._taken: dict[str, int] = {}
 
+    def begin(self) -> None:
+        """Count a step, in which some parameters will move."""
+        self.steps += 1
+
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
         """Move every parameter that has a gradient."""
-        self.steps += 1
+        self.begin()
         moving = [name for name, parameter in self.parameters.items() if parameter.grad is not None]
         for name, following in zip_longest(moving, moving[1:]):
             for kept in self._kept.get(following, {}).values():
@@ -62,26 +74,18 @@ class Optimizer:
 
     @torch.no_grad()
     def move(self, name: str, learning_rate: float) -> None:
-        """Move one parameter, which has a gradient; step does so for all, and counts."""
+        """Move one parameter, which has a gradient, within a step."""
         parameter = self.parameters[name]
         assert parameter.grad is not None
         self._taken[name] = self._taken.get(name, 0) + 1
         decay = self.weight_decay if parameter.dim() >= 2 else 0.0
         size = StepSize(self._taken[name], learning_rate * self.speeds.get(name, 1.0), decay)
         if name not in self._kept:
-            self._kept[name] = {slot: self.placement.place(kept) for slot, kept in self.fresh(parameter).items()}
+            self._kept[name] = {slot: self.placement.place(kept) for slot, kept in self._fresh(parameter).items()}
         fetched = {slot: self.placement.fetch(kept, parameter) for slot, kept in self._kept[name].items()}
         self._update_(parameter, self.gradients.seen(name, parameter.grad), fetched, size)
         for slot, kept in fetched.items():
             self.placement.put_back_(self._kept[name][slot], kept)
-
-    def fresh(self, parameter: Tensor) -> Kept:
-        """What is kept for a parameter at its first step, by slot and part; it may stand on the meta device."""
-        kept = {slot.name: self.state_format.zeros(slot, parameter) for slot in self.rule.slots}
-        if parameter.dtype not in _WIDE:
-            master = parameter.detach().to(torch.float32, memory_format=torch.contiguous_format)
-            kept[_MASTER] = {"": master}
-        return kept
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
@@ -115,15 +119,18 @@ class Optimizer:
         for name, slots in self._kept.items():
             # checkpoints once counted all steps as each parameter's own
             self._taken.setdefault(name, steps)
-            for slot in sorted(self.fresh(self.parameters[name].detach().to("meta")).keys() - slots.keys()):
+            for slot in sorted(self._fresh(self.parameters[name].detach().to("meta")).keys() - slots.keys()):
                 raise RunError(
                     f"the checkpoint's optimizer has no {slot!r} of {name!r}; resume with the run's own recipe"
                 )
             self._kept[name] = {slot: self.placement.place(kept) for slot, kept in slots.items()}
 
+    def _fresh(self, parameter: Tensor) -> Kept:
+        return fresh(self.rule, self.state_format, parameter)
+
     def _check_shape(self, slot: str, part: str, name: str, tensor: Tensor) -> None:
         parameter = self.parameters[name].detach().to("meta")
-        expected = {_TAKEN: {"": torch.zeros(())}, **self.fresh(parameter)}
+        expected = {_TAKEN: {"": torch.zeros(())}, **self._fresh(parameter)}
         if slot not in expected:
             raise RunError(
                 f"the checkpoint's optimizer keeps {slot!r} of {name!r}, which this run's does not; resume with the "

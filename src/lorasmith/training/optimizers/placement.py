@@ -1,12 +1,24 @@
 """Where an optimizer's state lies between steps."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 
 class Placement(ABC):
-    """Chooses the memory of kept tensors, and brings them to the parameter's device for an update."""
+    """Chooses the memory of kept tensors, and brings them to the parameter's device for an update.
+
+    pages says that they give way to activations when the device has no room for both.
+    """
+
+    pages: ClassVar[bool] = False
+
+    def check(self, device: torch.device, kept: Iterable[dict[str, Tensor]]) -> None:
+        """Raise InputError where kept tensors (on the meta device too) of parameters on device cannot be placed."""
+        return
 
     @abstractmethod
     def place(self, kept: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,15 +2,20 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from lorasmith.errors import RecipeError, nearest
+from lorasmith.planning.memory_plan import OptimizerMemory
 from lorasmith.training.optimizers import gradients
 from lorasmith.training.optimizers.adamw import AdamW
 from lorasmith.training.optimizers.eight_bit import EightBit
+from lorasmith.training.optimizers.fused import update_bytes
 from lorasmith.training.optimizers.gradients import Gradients, Projected
-from lorasmith.training.optimizers.optimizer import Optimizer
+from lorasmith.training.optimizers.optimizer import Optimizer, fresh
+from lorasmith.training.optimizers.paged import Paged
 from lorasmith.training.optimizers.pairs import Pairs
 from lorasmith.training.optimizers.placement import BesideParameter, Placement
 from lorasmith.training.optimizers.rule import Rule
@@ -35,6 +40,8 @@ class Choice:
 optimizers: dict[str, Choice] = {
     "adamw": Choice(lambda settings: AdamW(settings.betas, settings.eps)),
     "adamw8bit": Choice(lambda settings: AdamW(settings.betas, settings.eps), EightBit),
+    "paged_adamw": Choice(lambda settings: AdamW(settings.betas, settings.eps), placement=Paged),
+    "paged_adamw8bit": Choice(lambda settings: AdamW(settings.betas, settings.eps), EightBit, Paged),
     "lorafa": Choice(lambda settings: AdamW(settings.betas, settings.eps), gradients=Projected, freezes_inputs=True),
 }
 
@@ -42,10 +49,12 @@ optimizers: dict[str, Choice] = {
 def build(parameters: Mapping[str, nn.Parameter], settings: TrainingSettings, pairs: Pairs | None = None) -> Optimizer:
     """The optimizer that settings name; pairs are LoRA's factors among the parameters, by the name of B.
 
-    Raises RecipeError for an unknown optimizer, and for one that asks for pairs where there are none.
+    Raises RecipeError for an unknown optimizer, and for one that asks for pairs where there are none; as
+    require_placement does, too.
     """
     choice, pairs = choice_of(settings), pairs or {}
     require_pairs(settings, pairs)
+    require_placement(settings, parameters)
     return Optimizer(
         parameters,
         choice.rule(settings),
@@ -55,6 +64,34 @@ def build(parameters: Mapping[str, nn.Parameter], settings: TrainingSettings, pa
         choice.gradients(pairs),
         dict.fromkeys(pairs, settings.loraplus_lr_ratio),
     )
+
+
+def require_placement(
+    settings: TrainingSettings, parameters: Mapping[str, Tensor], device: torch.device | None = None
+) -> None:
+    """Raise InputError where the state for parameters cannot lie where the optimizer keeps it.
+
+    device is where they will train (None: where they are).
+    """
+    choice = choice_of(settings)
+    kept = (fresh(choice.rule(settings), choice.state_format(), each.to("meta")) for each in parameters.values())
+    where = device or next((each.device for each in parameters.values()), torch.device("cpu"))
+    choice.placement().check(where, chain.from_iterable(slots.values() for slots in kept))
+
+
+def optimizer_memory(settings: TrainingSettings, device: torch.device) -> OptimizerMemory:
+    """What the optimizer that settings name takes on device, for the memory plan; RecipeError for an unknown one."""
+    choice = choice_of(settings)
+    rule, state_format = choice.rule(settings), choice.state_format()
+
+    def state(parameter: Tensor) -> int:
+        slots = fresh(rule, state_format, parameter.to("meta"))
+        return sum(tensor.nbytes for kept in slots.values() for tensor in kept.values())
+
+    def update(parameter: Tensor) -> int:
+        return update_bytes(rule, state_format, parameter.to("meta"), device)
+
+    return OptimizerMemory(state, update, choice.placement().pages, settings.step_in_backward)
 
 
 def require_pairs(settings: TrainingSettings, pairs: Pairs) -> None:
