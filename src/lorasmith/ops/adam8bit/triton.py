@@ -106,11 +106,11 @@ def adam8bit_(
     """See schema.py."""
     mean = (mean_codes, mean_scales, mean_levels, mean_edges)
     square = (square_codes, square_scales, square_levels, square_edges)
-    numbers = (beta1, beta2, eps, step, learning_rate, weight_decay)
     if not weight.is_contiguous():
-        reference.adam8bit_(weight, master, gradient, *mean, *square, *numbers)
+        numbers = (beta1, beta2, eps)
+        reference.adam8bit_(weight, master, gradient, *mean, *square, *numbers, step, learning_rate, weight_decay)
         return
-    c = constants(*numbers)
+    c = constants(beta1, beta2, eps, step, learning_rate, weight_decay)
     scalars = (c.beta1, c.rest1, c.beta2, c.rest2, c.root, c.eps, c.decay, c.rate)
     numel = weight.numel()
     grid = (triton.cdiv(numel, BLOCKS * BLOCKSIZE),)

@@ -40,14 +40,17 @@ def update_bytes(rule: Rule, state_format: StateFormat, parameter: Tensor, devic
 def _adam8bit(
     rule: Rule, parameter: Tensor, master: Tensor | None, gradient: Tensor, kept: Kept, size: StepSize
 ) -> bool:
+    assert isinstance(rule, AdamW)
     mean, square = (kept[slot.name] for slot in rule.slots)
     if not in_blocks(mean):
         return False
-    assert isinstance(rule, AdamW)
     step = AdamStep(*rule.betas, rule.eps, size.step, size.learning_rate, size.weight_decay)
-    moments = (Moment(part[CODES], part[SCALES]) for part in (mean, square))
-    adam8bit_(parameter, gradient, *moments, step, master)
+    adam8bit_(parameter, gradient, _moment(mean), _moment(square), step, master)
     return True
+
+
+def _moment(kept: dict[str, Tensor]) -> Moment:
+    return Moment(kept[CODES], kept[SCALES])
 
 
 _STEPS: dict[tuple[type[Rule], type[StateFormat]], FusedStep] = {(AdamW, EightBit): _adam8bit}
