@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from lorasmith.errors import DeviceError, RecipeError
+from lorasmith.recipes.prepare import prepare
+from lorasmith.recipes.reading import build_recipe
 from lorasmith.training.optimizers import Optimizer, build, optimizer_memory, optimizers, require_placement
 from lorasmith.training.optimizers.adamw import AdamW
 from lorasmith.training.optimizers.eight_bit import EightBit
@@ -160,3 +162,19 @@ def test_the_memory_plan_is_told_what_is_kept_of_an_element(name, bytes_each):
     assert memory.state(torch.empty(64, 128, device="meta", dtype=torch.bfloat16)) == 64 * 128 * (bytes_each + 4)
     # small ones stay in f32
     assert memory.state(torch.empty(8, 8, device="meta")) == 64 * 8
+
+
+def test_a_recipe_is_refused_before_its_model_is_looked_for(tmp_path):
+    recipe = build_recipe(
+        {
+            "model": str(tmp_path / "nowhere"),
+            "data": {"train": "nowhere.jsonl"},
+            "method": {"name": "lora"},
+            "training": {"optimizer": "paged_adamw8bit"},
+            "output": str(tmp_path / "run"),
+            "device": "cpu",
+        },
+        "a test",
+    )
+    with pytest.raises(DeviceError, match="device=cpu does not have"):
+        prepare(recipe)
