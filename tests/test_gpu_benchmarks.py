@@ -130,3 +130,12 @@ def table_of(path: Path, content: dict[str, Any]) -> str:
     path.write_text(json.dumps(content))
     command = [sys.executable, str(FOLDER / "gpu_table.py"), "--out", str(path)]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_only_wheels_of_what_is_missing_are_installed(tmp_path):
+    # Pydantic_Core is installed, spelled otherwise
+    for name in ("torch-9.0-py3-none-any.whl", "Pydantic_Core-9.0-py3-none-any.whl", "no_such-1.0-py3-none-any.whl"):
+        (tmp_path / name).touch()
+    command = [sys.executable, str(FOLDER / "missing_wheels.py"), str(tmp_path)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    assert [Path(wheel).name for wheel in printed] == ["no_such-1.0-py3-none-any.whl"]
