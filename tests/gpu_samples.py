@@ -13,6 +13,7 @@ from lorasmith.ops.blockwise_linear import matrix, vector
 from lorasmith.ops.blockwise_linear.packed import Update, packed_weight
 from lorasmith.ops.gated_activation import triton as gated_activation
 from lorasmith.ops.rms_norm import triton as rms_norm
+from lorasmith.ops.rotary import triton as rotary
 from lorasmith.ops.rowwise import triton as rowwise
 from lorasmith.ops.segmented_low_rank import triton as segmented
 from lorasmith.ops.segmented_low_rank.schema import Segments
@@ -82,6 +83,21 @@ def gated(both: torch.Tensor, activation: str) -> object:
 for dtype in FLOATS:
     SAMPLES[f"SwiGLU, {dtype}"] = partial(gated, torch.zeros(2, 2, 4096, dtype=dtype), "silu")
 SAMPLES["GeGLU, not packed"] = partial(gated, torch.zeros(8192).bfloat16(), "gelu_tanh")
+
+
+def turned(columns: int, dtype: torch.dtype, table: torch.dtype, *options: bool) -> object:
+    q, k = (torch.zeros(2, 16, heads, 128, dtype=dtype).transpose(1, 2) for heads in (32, 8))
+    tables = torch.zeros(2, 16, columns, dtype=table), torch.zeros(2, 16, columns, dtype=table)
+    return rotary.rotary(q, k, *tables, *options)
+
+
+# interleaved, an entry a pair, wide, backward
+for dtype in FLOATS:
+    SAMPLES[f"rotary, {dtype}"] = partial(turned, 128, dtype, dtype, False, False, False, False)
+SAMPLES["rotary, backward"] = partial(turned, 128, torch.bfloat16, torch.bfloat16, False, False, False, True)
+SAMPLES["rotary of a part, wide"] = partial(turned, 96, torch.bfloat16, torch.float32, False, False, True, False)
+SAMPLES["rotary, interleaved"] = partial(turned, 128, torch.bfloat16, torch.float32, True, False, True, True)
+SAMPLES["rotary, interleaved by pairs"] = partial(turned, 32, torch.bfloat16, torch.bfloat16, True, True, False, False)
 
 
 def loss(dtype: torch.dtype, columns: int, *asked: object) -> object:

@@ -73,6 +73,7 @@ def test_env_names_versions_devices_and_kernels(lorasmith):
     assert f"torch {torch.__version__}" in answer.out
     assert "device cpu" in answer.out
     assert "kernel dequantize_blockwise on cpu: " in answer.out
+    assert re.search(r"^triton \S+.* serves ", answer.out, re.MULTILINE)
 
 
 def test_dry_run_states_recipe_modules_and_memory_and_writes_nothing(lorasmith, model_folder, data_file, tmp_path):

@@ -93,3 +93,33 @@ def test_an_output_is_never_converted_silently(extension, change):
     given["scales"] = change(given["scales"])
     with pytest.raises(TypeError):
         extension.quantize_4bit(**given, blocksize=64, threads=1, level="portable")
+
+
+STATUS = """
+from lorasmith import ops
+served = {s.op: f"{s.active} ({s.why})" for s in ops.kernel_status() if s.device == "cpu"}
+print(served["rms_norm"], ops.triton_status(), sep="\\n")
+"""
+
+
+def test_triton_is_named_where_it_serves():
+    triton = pytest.importorskip("triton")
+    norm, status = run(STATUS, LORASMITH_KERNELS="triton", TRITON_INTERPRET="1").splitlines()
+    assert norm == f"triton (triton {triton.__version__} in its interpreter)"
+    assert status == f"{triton.__version__} in its interpreter, serves cpu"
+
+
+@pytest.mark.parametrize(
+    "environment, why",
+    [
+        ({"LORASMITH_KERNELS": "reference", "TRITON_INTERPRET": "0"}, "LORASMITH_KERNELS=reference"),
+        ({"LORASMITH_KERNELS": "", "TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": ""}, "there is no CUDA GPU"),
+        (
+            {"LORASMITH_KERNELS": "", "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
+            "there is no CUDA GPU, and the interpreter serves the CPU only with LORASMITH_KERNELS=triton",
+        ),
+    ],
+)
+def test_where_triton_serves_nothing_its_status_says_why(environment, why):
+    pytest.importorskip("triton")
+    assert run(STATUS, **environment).splitlines()[-1].endswith(f", serves no device: {why}")

@@ -1,34 +1,30 @@
-"""Norms and gated feed-forwards of a loaded transformers model, run as one operation each.
+"""Norms, gated feed-forwards and rotary embeddings of a loaded transformers model, run as one operation each.
 
 A module keeps its place, name, parameters, children and hooks; what changes is its class, to a subclass of its own with
-another forward, as FSDP2 does it. That forward uses the module's own wherever the operation has no kernel, and under
-a compiler. A match is believed only where a trial shows it: the module's own forward, on a small stand-in with random
-weights, must give what the operation gives. So nothing is known of architectures, and weights may be on any device.
+another forward. That forward uses the module's own wherever the operation has no kernel, and under a compiler. A match
+is believed only where a trial shows it: the module's own forward, on a small stand-in with random weights, must give
+what the operation gives. So nothing is known of architectures, and weights may be on any device.
 """
 
 import copy
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from lorasmith.ops import Activation, gated_activation, gated_activation_packed, gpu, native, rms_norm
+from lorasmith.models.fused_module import Fused, fused_class, suits
+from lorasmith.models.fused_rotary import FusedAttention, rotary_rule
+from lorasmith.ops import Activation, gated_activation, gated_activation_packed, native, rms_norm
 from lorasmith.ops.gated_activation.schema import ACTIVATIONS
 from lorasmith.ops.library import NATIVE_KERNELS
 
 logger = logging.getLogger(__name__)
 
-# the types that the kernels of a device read
-_FLOATS = {"cpu": native.FLOATS, "cuda": gpu.FLOATS}
-
-# without gradients, a call of an op takes longer than it saves on fewer elements (a token's, in generation)
-_FEWEST = 1 << 15
 _EPS = ("variance_epsilon", "eps")
 _PROJECTIONS = (("gate_proj", "up_proj", "down_proj"), ("gate_up_proj", "down_proj"), ("w1", "w3", "w2"))
 
@@ -51,46 +47,36 @@ class FeedForwardRule:
     bypassed: tuple[tuple[str, type[nn.Module]], ...]
 
 
-class _Fused(nn.Module):
-    """What the fused classes share; own_class is the module's class without us."""
-
-    own_class: Any
-    rule: Any
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        # a class that was made here has no name to be pickled by
-        reduced: tuple[Any, ...] = super().__reduce_ex__(protocol)  # type: ignore[assignment]
-        return _empty, (self.own_class, self.rule), *reduced[2:]
-
-
-class _FusedNorm(_Fused):
+class _FusedNorm(Fused):
     rule: NormRule
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The norm of one tensor; anything else goes to the module's own forward."""
         weight = self._parameters.get("weight")
-        if len(args) != 1 or kwargs or weight is None or not _suits("rms_norm", args[0], weight):
+        if len(args) != 1 or kwargs or weight is None or not suits("rms_norm", args[0], weight):
+            return super().forward(*args, **kwargs)
+        if weight.dtype != args[0].dtype or weight.shape != args[0].shape[-1:]:
             return super().forward(*args, **kwargs)
         rule = self.rule
         eps = getattr(self, rule.eps)
         return rms_norm(args[0], weight, eps, plus_one=rule.plus_one, rounds_first=rule.rounds_first)
 
 
-class _FusedFeedForward(_Fused):
+class _FusedFeedForward(Fused):
     rule: FeedForwardRule
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """down(act(gate(x)) * up(x)); the module's own forward where its activation was replaced or is watched."""
         rule = self.rule
         plain = all(_unwatched(self._modules.get(name), kind) for name, kind in rule.bypassed)
-        if len(args) != 1 or kwargs or not plain or not _suits("gated_activation", args[0]):
+        if len(args) != 1 or kwargs or not plain or not suits("gated_activation", args[0]):
             return super().forward(*args, **kwargs)
         *ins, out = (self._modules[name] for name in rule.projections)
         return out(_gated([layer(args[0]) for layer in ins if layer is not None], rule.activation))  # type: ignore[misc]
 
 
 def fuse_blocks_(model: nn.Module, device: torch.device | None = None) -> list[nn.Module]:
-    """Let the norms and gated feed-forwards of model run as one operation each; returns those that now do.
+    """Let norms, gated feed-forwards and rotary embeddings of model run as one operation each; returns whose do now.
 
     device is where model will run, if it is not there yet; one without kernels of ours leaves model as it is, since
     there the operations save memory but no time. Undo it with split_blocks_. Adapters may come before or after it.
@@ -101,19 +87,17 @@ def fuse_blocks_(model: nn.Module, device: torch.device | None = None) -> list[n
     fused: list[nn.Module] = []
     left: set[str] = set()
     for module in model.modules():
-        if isinstance(module, _Fused) or "forward" in vars(module):
+        if isinstance(module, Fused) or "forward" in vars(module):
             continue
-        rule = _norm_rule(module) or _feed_forward_rule(module)
-        if rule is not None:
-            module.__class__ = _fused_class(type(module), rule)  # type: ignore[arg-type]
+        found = _fusing(module, where)
+        if found is not None:
+            module.__class__ = fused_class(type(module), *found)  # type: ignore[arg-type]
             fused.append(module)
         elif _looks_like_one(module):
             left.add(type(module).__name__)
-    norms = sum(isinstance(module, _FusedNorm) for module in fused)
     logger.info(
-        "%d norms and %d gated feed-forwards run as one operation each; left as they are: %s",
-        norms,
-        len(fused) - norms,
+        "run as one operation each: %s; left as they are: %s",
+        ", ".join(f"{count} {name}" for name, count in Counter(type(m).__name__ for m in fused).items()) or "none",
         ", ".join(sorted(left)) or "none",
     )
     return fused
@@ -122,7 +106,7 @@ def fuse_blocks_(model: nn.Module, device: torch.device | None = None) -> list[n
 def split_blocks_(model: nn.Module) -> None:
     """Give every fused module of model its own class back."""
     for module in model.modules():
-        if isinstance(module, _Fused):
+        if isinstance(module, Fused):
             module.__class__ = module.own_class
 
 
@@ -134,20 +118,20 @@ def fused_blocks(model: nn.Module, device: torch.device | None = None) -> Iterat
         yield
     finally:
         for module in fused:
-            if isinstance(module, _Fused):
+            if isinstance(module, Fused):
                 module.__class__ = module.own_class
 
 
-def _suits(op: str, x: Any, weight: Tensor | None = None) -> bool:
-    """Whether the op's kernel serves x as it is, outside of any compiler, and pays."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not isinstance(x, Tensor):
-        return False
-    if x.device.type not in NATIVE_KERNELS[op] or x.dtype not in _FLOATS[x.device.type]:
-        return False
-    if not torch.is_grad_enabled() and x.numel() < _FEWEST:
-        return False
-    alike = weight is None or (weight.dtype == x.dtype and weight.device == x.device and weight.shape == x.shape[-1:])
-    return alike and not any(is_traceable_wrapper_subclass(tensor) for tensor in (x, weight))
+def _fusing(module: nn.Module, where: torch.device) -> tuple[Any, Any] | None:
+    """The class that gives module its other forward on that device, and its rule."""
+    norm = _norm_rule(module)
+    if norm is not None:
+        return _FusedNorm, norm
+    feed_forward = _feed_forward_rule(module)
+    if feed_forward is not None:
+        return _FusedFeedForward, feed_forward
+    turning = rotary_rule(module) if where.type in NATIVE_KERNELS["rotary"] else None
+    return (FusedAttention, turning) if turning is not None else None
 
 
 def _unwatched(module: nn.Module | None, kind: type[nn.Module]) -> bool:
@@ -164,17 +148,6 @@ def _gated(parts: list[Tensor], activation: Activation) -> Tensor:
     # projections of different storage may differ in type; autograd's promotion is then the model's own
     wide = torch.promote_types(gate.dtype, up.dtype)
     return gated_activation(gate.to(wide), up.to(wide), activation)
-
-
-@cache
-def _fused_class(own: Any, rule: NormRule | FeedForwardRule) -> type[nn.Module]:
-    kind = _FusedNorm if isinstance(rule, NormRule) else _FusedFeedForward
-    return type(own.__name__, (kind, own), {"own_class": own, "rule": rule, "__module__": own.__module__})
-
-
-def _empty(own: type[nn.Module], rule: NormRule | FeedForwardRule) -> nn.Module:
-    made = _fused_class(own, rule)  # type: ignore[arg-type]
-    return made.__new__(made)
 
 
 def _looks_like_one(module: nn.Module) -> bool:

@@ -15,6 +15,7 @@ import lorasmith.ops.narrow_linear.cpu
 import lorasmith.ops.narrow_linear.reference
 import lorasmith.ops.rms_norm.cpu
 import lorasmith.ops.rms_norm.reference
+import lorasmith.ops.rotary.reference
 import lorasmith.ops.rowwise.cpu
 import lorasmith.ops.rowwise.reference
 import lorasmith.ops.segmented_low_rank.reference
@@ -44,9 +45,10 @@ from lorasmith.ops.cross_entropy import (
 from lorasmith.ops.gated_activation.schema import Activation, gated_activation, gated_activation_packed
 from lorasmith.ops.narrow_linear.schema import narrow_linear
 from lorasmith.ops.rms_norm.schema import rms_norm
+from lorasmith.ops.rotary.schema import Rotation, rotary
 from lorasmith.ops.rowwise.schema import dequantize_rowwise, quantize_rowwise, rowwise_linear
 from lorasmith.ops.segmented_low_rank.schema import Segments
-from lorasmith.ops.status import KernelStatus, kernel_status
+from lorasmith.ops.status import KernelStatus, kernel_status, triton_status
 from lorasmith.ops.token_loss.schema import Objective, Shaping, token_losses, token_losses_
 from lorasmith.ops.updated_weight import UpdatedWeight
 
@@ -57,6 +59,7 @@ if gpu.devices():
     import lorasmith.ops.blockwise_linear.triton
     import lorasmith.ops.gated_activation.triton
     import lorasmith.ops.rms_norm.triton
+    import lorasmith.ops.rotary.triton
     import lorasmith.ops.rowwise.triton
     import lorasmith.ops.segmented_low_rank.triton
     import lorasmith.ops.token_loss.triton  # noqa: F401
@@ -74,6 +77,7 @@ __all__ = [
     "Objective",
     "OffsetProduct",
     "Product",
+    "Rotation",
     "RowwiseProduct",
     "Segments",
     "Shaping",
@@ -96,10 +100,12 @@ __all__ = [
     "quantize_blockwise",
     "quantize_rowwise",
     "rms_norm",
+    "rotary",
     "rowwise_linear",
     "signed_map",
     "to_blocks",
     "token_losses",
     "token_losses_",
+    "triton_status",
     "unsigned_map",
 ]

@@ -27,6 +27,9 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 EXACT: dict[str, Any] = {"enable_fp_fusion": False}
 """Launch options for kernels whose results are bit-equal to the reference: no fused multiply-add."""
 
+SERVED: set[str] = set()
+"""The ops that have a Triton kernel here."""
+
 
 def interpreted() -> bool:
     """Whether Triton runs kernels in its interpreter."""
@@ -48,10 +51,31 @@ def devices() -> tuple[Device, ...]:
     return ("cuda",) if torch.cuda.is_available() else ()
 
 
+def version() -> str:
+    """Triton's version, and whether it is the interpreter that runs kernels."""
+    if triton is None:
+        return "absent"
+    return f"{triton.__version__} in its interpreter" if interpreted() else str(triton.__version__)
+
+
+def absence() -> str:
+    """Why Triton serves no device of this process; empty where it serves one."""
+    if devices():
+        return ""
+    if chosen_kernels() == "reference":
+        return "LORASMITH_KERNELS=reference"
+    if triton is None:
+        return "triton is not installed"
+    if interpreted():
+        return "there is no CUDA GPU, and the interpreter serves the CPU only with LORASMITH_KERNELS=triton"
+    return "there is no CUDA GPU"
+
+
 def serve(name: str, function: Callable) -> None:
     """Let a Triton kernel serve the op name wherever Triton does."""
     for device in devices():
         implement_native(name, device, function)
+        SERVED.add(name)
 
 
 def current(tensor: Tensor) -> AbstractContextManager[object]:

@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 
+from lorasmith.ops import gpu
 from lorasmith.ops.library import NATIVE_KERNELS
 from lorasmith.ops.native import absence, extension, kernels, level
 from lorasmith.ops.rowwise.cpu import uses_onednn
@@ -24,7 +25,7 @@ class KernelStatus:
 
     op: str
     device: str
-    active: Literal["native", "reference"]
+    active: Literal["native", "triton", "reference"]
     why: str
 
 
@@ -38,13 +39,22 @@ def kernel_status() -> list[KernelStatus]:
     return [_status(op, device) for op in sorted(NATIVE_KERNELS) for device in devices]
 
 
+def triton_status() -> str:
+    """Which device Triton's kernels serve and its version, or why none is served."""
+    absence = gpu.absence()
+    return f"{gpu.version()}, serves " + (f"no device: {absence}" if absence else " and ".join(gpu.devices()))
+
+
 def _status(op: str, device: str) -> KernelStatus:
+    if device in gpu.devices() and op in gpu.SERVED:
+        return KernelStatus(op, device, "triton", f"triton {gpu.version()}")
     if device in NATIVE_KERNELS[op]:
         return KernelStatus(op, device, "native", _why_native(op, device))
     if op in COMPOSED:
         return KernelStatus(op, device, "reference", f"made of {COMPOSED[op]}")
     if device != "cpu":
-        return KernelStatus(op, device, "reference", f"plain PyTorch: there is no {device} kernel yet")
+        why = gpu.absence() if device == "cuda" else ""
+        return KernelStatus(op, device, "reference", f"plain PyTorch: {why or f'there is no {device} kernel yet'}")
     if extension() is None:
         return KernelStatus(op, device, "reference", absence())
     return KernelStatus(op, device, "reference", "plain PyTorch: no kernel needed")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from lorasmith.ops import kernel_status
+from lorasmith.ops import kernel_status, triton_status
 from lorasmith.ops.precision import bfloat16_instructions
 
 PACKAGES = ("lorasmith", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic")
@@ -16,6 +16,7 @@ VARIABLES = (
     "LORASMITH_KERNELS",
     "LORASMITH_CPU_LEVEL",
     "LORASMITH_DEBUG",
+    "TRITON_INTERPRET",
     "OMP_NUM_THREADS",
     "HF_HOME",
     "HF_HUB_OFFLINE",
@@ -29,6 +30,7 @@ def environment_lines() -> Iterator[str]:
         yield f"{name} {_version(name)}"
     yield "optional: " + ", ".join(f"{name} {_version(name)}" for name in OPTIONAL)
     yield from _devices()
+    yield f"triton {triton_status()}"
     for status in kernel_status():
         yield f"kernel {status.op} on {status.device}: {status.active} ({status.why})"
     for name in VARIABLES:
