@@ -133,7 +133,9 @@ class Worker:
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
-        self.log.close()
+        for file in (self.process.stdin, self.process.stdout, self.log):
+            assert file is not None
+            file.close()
 
 
 @dataclass(frozen=True)
