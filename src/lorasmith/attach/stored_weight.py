@@ -36,13 +36,14 @@ class StoredWeight:
         """The dense weight [out, in, ...] in dtype, by default the type that it was loaded in."""
         return dense_weight(self.layer, dtype)
 
-    @torch.no_grad()
     def times(self, rows: Tensor) -> Tensor:
         """rows W^T of rows [R, in] -> [R, out] in the type of rows, without gradients."""
-        if isinstance(self.layer, QuantizedLinear) and not self.layer.rowwise:
-            return self.layer.product().forward(rows, None)
-        # the product in int8 would round rows to 8 bits
-        return DenseProduct(dense_weight(self.layer)).forward(rows, None)
+        # no decorator: a compiler does not bind a wrapped method to an object that was made under its eyes
+        with torch.no_grad():
+            if isinstance(self.layer, QuantizedLinear) and not self.layer.rowwise:
+                return self.layer.product().forward(rows, None)
+            # the product in int8 would round rows to 8 bits
+            return DenseProduct(dense_weight(self.layer)).forward(rows, None)
 
     @torch.no_grad()
     def quantize(self, values: Tensor, scheme: Scheme) -> None:
