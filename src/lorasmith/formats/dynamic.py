@@ -8,13 +8,19 @@ from torch import Tensor
 DECADES = 7
 
 
-@cache
+# a compiler takes the shared tensor as it is, and does not make another one on every call of its graph
+@torch.compiler.assume_constant_result
 def dynamic_map(device: torch.device | str = "cpu") -> Tensor:
     """f32 [256], ascending, from -0.993 to 1, bit-equal to bitsandbytes' signed map; not to be written to.
 
     Decade e = 0 .. 6 spans 10**(e-7) to 10**(e-6) with 2**e levels of either sign, the midpoints of equal intervals;
     zero and one complete the 256. Source: arXiv 2110.02861, section 2.2.
     """
+    return _made(torch.device(device))
+
+
+@cache
+def _made(device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         decades = [_decade(exponent, 2**exponent) for exponent in range(DECADES)]
         return _ascending(*decades, *(-decade for decade in decades)).to(device)

@@ -40,8 +40,14 @@ class Format:
         return _codebook(self.levels, torch.device(device))
 
 
-@cache
+# a compiler takes the shared tensor as it is, and does not make another one on every call of its graph
+@torch.compiler.assume_constant_result
 def _codebook(levels: tuple[float, ...], device: torch.device) -> Tensor:
+    return _made(levels, device)
+
+
+@cache
+def _made(levels: tuple[float, ...], device: torch.device) -> Tensor:
     # An ordinary tensor even when first asked for under inference_mode, since training shares it afterwards.
     with torch.inference_mode(False):
         return torch.tensor(levels, dtype=torch.float32, device=device)

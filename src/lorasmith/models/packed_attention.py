@@ -10,6 +10,7 @@ Axes: B batch (1 when packed), H heads, T tokens, L tokens of one segment, S seg
 
 import inspect
 import logging
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import sdpa_mask
 
 from lorasmith.errors import DataError, ModelError
-from lorasmith.models.each_segment import Call, each_segment
-from lorasmith.models.segment_attention import attend, way
+from lorasmith.models.each_segment import Call
 from lorasmith.models.segments import Segments
+from lorasmith.models.traced_segments import attended, traced_segments
 from lorasmith.models.trial import trial
 from lorasmith.ops.autocast import autocast_inputs
 
@@ -96,16 +97,31 @@ def packed_attention(
     segments = _segments(attention_mask, cu_seq_lens_q)
     if segments is None:
         return call(query, key, value, attention_mask), None
+    if torch.compiler.is_compiling():
+        return _traced(call, query, key, value, segments, sliding_window), None
     where = Segments(tuple(segments.tolist()), causal, sliding_window)
     if query.shape[0] != 1 or where.bounds[-1] != key.shape[2] or where.tokens != query.shape[2]:
         raise DataError(
             f"segments end at {where.bounds[-1]} but queries are {tuple(query.shape)} and keys {tuple(key.shape)}; "
             "pack into one row, without a cache"
         )
+    return attended(call, *_alike(query, key, value), where), None
+
+
+def _traced(
+    call: Call, query: Tensor, key: Tensor, value: Tensor, segments: Tensor, window: int | None
+) -> Tensor:
+    """The same in a compiler's sight, which sees neither bounds nor segments."""
+    if call.dropout:
+        raise ModelError("packed attention with dropout cannot be compiled; set training.compile: false")
+    how: Any = {"causal": call.causal, "window": window, "scaling": call.scaling}
+    return traced_segments(*_alike(query, key, value), segments, **how)
+
+
+def _alike(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """All in one type: autocast's, where it is on, else that of query."""
     query, _ = autocast_inputs(query, None)
-    key, value = key.to(query.dtype), value.to(query.dtype)
-    at_once = attend(way(query, value, dropout), query, key, value, where, scaling)
-    return each_segment(call, query, key, value, where) if at_once is None else at_once, None
+    return query, key.to(query.dtype), value.to(query.dtype)
 
 
 def _segments(attention_mask: Tensor | None, cu_seq_lens: Tensor | None) -> Tensor | None:
