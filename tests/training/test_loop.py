@@ -5,11 +5,13 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from lorasmith.data.batch import concatenate, pad
 from lorasmith.errors import RecipeError, RunError
+from lorasmith.models.compiled_layers import compiled_layers
 from lorasmith.models.packed_attention import enable_packing
-from lorasmith.training import RunFolder, TrainingSettings, checkpoint, loss_for, run
+from lorasmith.training import RunFolder, TrainingSettings, checkpoint, loop, loss_for, run
 from lorasmith.training.schedule import factor
 
 
@@ -236,3 +238,18 @@ def test_loggers_are_closed_where_the_run_fails(model, loader, tmp_path):
         run(model, loader, settings(), RunFolder(tmp_path), loss=broken, loggers=[kept])
     assert kept.started == (0, 6)
     assert kept.closed
+
+
+# torch.compile itself instantiates the autograd.Functions that it traces
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_compiled_layers_train_as_the_model_does(new_model, repeating, examples, tmp_path, monkeypatch):
+    losses = {}
+    # a backend that needs no C++ compiler
+    monkeypatch.setattr(loop, "compiled_layers", lambda model: compiled_layers(model, "aot_eager"))
+    for compile in (False, True):
+        loader = repeating([pad(examples[:3], 0)])
+        folder = tmp_path / str(compile)
+        run(new_model(), loader, settings(max_steps=3, save_every=None, compile=compile), RunFolder(folder))
+        losses[compile] = [line["loss"] for line in lines(folder)]
+    assert losses[True] == pytest.approx(losses[False], rel=1e-5)
+    assert counters["stats"]["unique_graphs"] > 0

@@ -108,9 +108,7 @@ def packed_attention(
     return attended(call, *_alike(query, key, value), where), None
 
 
-def _traced(
-    call: Call, query: Tensor, key: Tensor, value: Tensor, segments: Tensor, window: int | None
-) -> Tensor:
+def _traced(call: Call, query: Tensor, key: Tensor, value: Tensor, segments: Tensor, window: int | None) -> Tensor:
     """The same in a compiler's sight, which sees neither bounds nor segments."""
     if call.dropout:
         raise ModelError("packed attention with dropout cannot be compiled; set training.compile: false")

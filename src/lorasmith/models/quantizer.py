@@ -121,6 +121,11 @@ class LorasmithQuantizer(HfQuantizer):
         return True
 
     @property
+    def is_compileable(self) -> bool:
+        """Whether transformers may compile the steps of generation."""
+        return True
+
+    @property
     def is_trainable(self) -> bool:
         return True
 

@@ -25,7 +25,14 @@ define("segment_attention_backward", f"(Tensor grad, {_HOW}) -> (Tensor, Tensor,
 
 
 def traced_segments(
-    query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, *, causal: bool, window: int | None, scaling: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bounds: Tensor,
+    *,
+    causal: bool,
+    window: int | None,
+    scaling: float | None,
 ) -> Tensor:
     """Attention [1, T, H, head] of query [1, H, T, head], key and value [1, H or fewer, P + T, head], all of one type.
 
@@ -49,9 +56,7 @@ def _forward(
     return attended(Call(module, 0.0, scaling, causal), query, key, value, where).contiguous()
 
 
-def _backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *how: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+def _backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *how: Any) -> tuple[Tensor, Tensor, Tensor]:
     with torch.enable_grad():
         inputs = [each.detach().requires_grad_() for each in (query, key, value)]
         output = _forward(*inputs, *how)

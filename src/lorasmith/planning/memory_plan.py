@@ -71,11 +71,14 @@ class MemoryPlan:
     """Predicted bytes at the highest moment of a training step; the components sum to the total.
 
     host is what waits in host memory meanwhile, beside the total; state that pages may lie on the device instead.
+    compiled says that the run will have compiled graphs, of which the prediction knows nothing: it is that of the
+    same step without them.
     """
 
     components: Mapping[str, int]
     device: str = "cpu"
     host: int = 0
+    compiled: bool = False
 
     @property
     def total(self) -> int:
@@ -88,7 +91,8 @@ class MemoryPlan:
         rows = [*self.components.items(), ("predicted peak", self.total)]
         if self.host:
             rows.append(("in host memory", self.host))
-        return [f"{name:<{width}}  {readable(size):>10}" for name, size in rows]
+        lines = [f"{name:<{width}}  {readable(size):>10}" for name, size in rows]
+        return [*lines, "of a step without compiled graphs, whose memory is not known"] if self.compiled else lines
 
     def to_json(self) -> str:
         """The text of plan.json."""

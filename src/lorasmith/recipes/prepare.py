@@ -11,6 +11,7 @@ from lorasmith.doctor import Finding, Job, Place, examine, job_checks, place_che
 from lorasmith.doctor.finding import note
 from lorasmith.errors import PlanError
 from lorasmith.models.checkpoint import Checkpoint, quantization_of
+from lorasmith.models.compiled_layers import pays
 from lorasmith.models.device import resolve
 from lorasmith.models.fused_block import fused_blocks
 from lorasmith.models.tokenizer import load_tokenizer
@@ -182,4 +183,5 @@ def predict_memory(model: PreTrainedModel, recipe: Recipe, dataset: Dataset, dev
     )
     # as the run will have them
     with fused_blocks(model, device):
-        return replace(plan(model, settings), device=device.type)
+        compiled = pays(recipe.training.compile, device)
+        return replace(plan(model, settings), device=device.type, compiled=compiled)

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from lorasmith.errors import RecipeError, nearest
 from lorasmith.evaluation.metrics import metrics
+from lorasmith.models.compiled_layers import Compile
 from lorasmith.quantized import Scheme
 from lorasmith.recipes.expressions import require_expressions
 from lorasmith.training.optimizers.table import optimizers
@@ -182,6 +183,11 @@ class TrainingSection(Section):
         default=_TRAINING.step_in_backward,
         description="move each parameter as soon as its gradient is there, and free that; needs accumulation 1 and "
         "clip null",
+    )
+    compile: Compile = Field(
+        default=_TRAINING.compile,
+        description="run the layers as graphs of torch.compile: true, false, or auto: where that is known to pay, "
+        "which is nowhere yet",
     )
     evaluate_every: int | None = Field(
         default=_TRAINING.evaluate_every, description="steps between evaluations; null: the end"

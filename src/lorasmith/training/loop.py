@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -15,6 +15,7 @@ from lorasmith.attach import adapters_of
 from lorasmith.data.batch import Batch
 from lorasmith.errors import RecipeError, RunError
 from lorasmith.models.activation_checkpointing import recomputing
+from lorasmith.models.compiled_layers import compiled_layers, pays
 from lorasmith.models.modes import kept_modes
 from lorasmith.ops.allocation import keep_freed_blocks, return_freed_blocks
 from lorasmith.training import checkpoint, random_state
@@ -82,7 +83,8 @@ def run(
     continued: on the same machine with the same thread count every later number is bit-equal to an uninterrupted run.
     The global random generators are seeded, or restored. On a CPU the process keeps freed memory from here on, or
     returns it at once (settings.return_freed_memory).
-    Raises RunError where a step cannot be taken (earlier checkpoints stay), RecipeError for a used folder.
+    Raises RunError where a step cannot be taken (earlier checkpoints stay), RecipeError for a used folder, ModelError
+    where settings.compile asks for a graph that cannot be made of the model.
     """
     if not resume:
         folder.refuse_used()
@@ -109,7 +111,9 @@ def run(
     checkpointed = recomputing(
         base_model(model), checkpointing=settings.gradient_checkpointing, offload=settings.offload_checkpoints
     )
-    with kept_modes(model), frozen, checkpointed:
+    device = next(iter(parameters.values())).device
+    compiled = compiled_layers(base_model(model)) if pays(settings.compile, device) else nullcontext()
+    with kept_modes(model), frozen, checkpointed, compiled:
         return loop.run()
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from lorasmith.errors import RecipeError, nearest
+from lorasmith.models.compiled_layers import Compile
 from lorasmith.ops.token_loss.schema import Objective
 
 Schedule = Literal["linear", "cosine", "constant"]
@@ -35,6 +36,7 @@ class TrainingSettings:
     log-normalisers) change the loss that is trained and logged, never an evaluation. evaluate_every, save_every and
     log_every count steps; None is only at the end, where the run is evaluated and saved in any case. patience is how
     many evaluations in a row may pass without a better best_metric before the run stops; None never stops.
+    compile runs the model's layers as compiled graphs; auto does nowhere yet (models/compiled_layers.py).
     Raises RecipeError, naming the field, for a value out of range.
     """
 
@@ -58,6 +60,7 @@ class TrainingSettings:
     offload_checkpoints: bool = False
     return_freed_memory: bool = False
     step_in_backward: bool = False
+    compile: Compile = "auto"
     evaluate_every: int | None = None
     save_every: int | None = 200
     log_every: int = 1
@@ -89,6 +92,12 @@ class TrainingSettings:
                 "as well"
             )
         self._require_whole_gradients()
+        self._require("compile", lambda value: value in ("auto", True, False), "true, false or auto")
+        if self.offload_checkpoints and self.compile is True:
+            raise RecipeError(
+                "training.compile=true makes a checkpoint of a layer inside its graph, where training.offload_checkpoints "
+                "does not see it; set one of them to false"
+            )
         if self.patience and not self.evaluate_every:
             raise RecipeError(f"training.patience={self.patience} needs evaluations; set evaluate_every as well")
 

@@ -93,6 +93,11 @@ def train_together(
 
 def _check(jobs: Sequence[Job]) -> None:
     adapters = [job.adapter for job in jobs]
+    if any(job.settings.compile is True for job in jobs):
+        raise RecipeError(
+            "training.compile=true: which rows an adapter has is read from the batch, which a graph cannot; "
+            "set it to false where adapters train at once"
+        )
     if not jobs or len(set(adapters)) < len(adapters):
         raise RecipeError(f"jobs for the adapters {adapters}: give at least one, and one for each adapter")
     folders = [job.folder.path for job in jobs]
