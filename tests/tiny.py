@@ -57,11 +57,11 @@ def gpt2(seed: int = 0) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4)).eval()
 
 
-def t5(seed: int = 0) -> T5ForConditionalGeneration:
+def t5(seed: int = 0, **changes: object) -> T5ForConditionalGeneration:
     """Three layers in the encoder and three in the decoder (with two, PEFT gives both the same prefix), hidden 32."""
     torch.manual_seed(seed)
     sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 3, "num_heads": 4}
-    return T5ForConditionalGeneration(T5Config(vocab_size=64, decoder_start_token_id=0, **sizes)).eval()
+    return T5ForConditionalGeneration(T5Config(vocab_size=64, decoder_start_token_id=0, **(sizes | changes))).eval()
 
 
 def vit(seed: int = 0) -> ViTForImageClassification:

@@ -135,7 +135,7 @@ SHAPES = {
     "llama": (lambda: llama(num_hidden_layers=1), ["q_proj", "down_proj"]),
     "gpt2": (gpt2, r".*h\.1\.(attn\.c_attn|mlp\.c_proj)"),
     "bert": (bert, r".*layer\.1\..*(query|output\.dense)"),
-    "t5": (t5, r".*block\.2\.layer\.1\..*\.(v|wo)"),
+    "t5": (lambda: t5(num_layers=1), r".*Attention\.v"),
 }
 
 

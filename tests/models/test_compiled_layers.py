@@ -16,8 +16,11 @@ from lorasmith.models.compiled_layers import compiled_layers, pays, repeated_lay
 from lorasmith.models.packed_attention import enable_packing, segment_mask
 from tiny import IDS, bert, llama, shake, t5
 
-# torch.compile itself instantiates the autograd.Functions that it traces
-pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+# torch.compile instantiates the autograd.Functions that it traces, and looks at the gradients of a layer's inputs
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
+]
 
 # the compiler orders sums of f32 its own way
 CLOSE = {"atol": 2e-6, "rtol": 2e-5}

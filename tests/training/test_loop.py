@@ -240,8 +240,9 @@ def test_loggers_are_closed_where_the_run_fails(model, loader, tmp_path):
     assert kept.closed
 
 
-# torch.compile itself instantiates the autograd.Functions that it traces
+# torch.compile instantiates the autograd.Functions that it traces, and looks at the gradients of a layer's inputs
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_compiled_layers_train_as_the_model_does(new_model, repeating, examples, tmp_path, monkeypatch):
     losses = {}
     # a backend that needs no C++ compiler
