@@ -95,7 +95,7 @@ class TrainingSettings:
         self._require("compile", lambda value: value in ("auto", True, False), "true, false or auto")
         if self.offload_checkpoints and self.compile is True:
             raise RecipeError(
-                "training.compile=true makes a checkpoint of a layer inside its graph, where training.offload_checkpoints "
+                "training.compile=true makes a layer's checkpoint inside its graph, where training.offload_checkpoints "
                 "does not see it; set one of them to false"
             )
         if self.patience and not self.evaluate_every:
