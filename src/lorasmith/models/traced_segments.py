@@ -59,7 +59,7 @@ def _forward(
 def _backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *how: Any) -> tuple[Tensor, Tensor, Tensor]:
     with torch.enable_grad():
         inputs = [each.detach().requires_grad_() for each in (query, key, value)]
-        output = _forward(*inputs, *how)
+        output = _forward(inputs[0], inputs[1], inputs[2], *how)
     grads = torch.autograd.grad(output, inputs, grad)
     return grads[0].contiguous(), grads[1].contiguous(), grads[2].contiguous()
 
