@@ -3,13 +3,14 @@
     python benchmarks/gpu/gpu_table.py [--out FILE] [--write] [--plot FILE]
 
 --out is the file that run.py wrote. --write puts the table into docs/gpu.md; --plot draws the kernels' shares and the
-peaks (matplotlib), by default beside the file, where there is one.
+peaks where matplotlib is installed, by default beside the file.
 """
 
 import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +213,7 @@ def main() -> None:
     if given.write:
         before, rest = PAGE.read_text().split(BEGIN)
         PAGE.write_text(f"{before}{BEGIN}\n\n{table(results)}\n\n{END}{rest.split(END)[1]}")
-    if results.parts:
+    if results.parts and find_spec("matplotlib"):
         draw(results, given.plot or given.out.with_suffix(".png"))
 
 

@@ -63,6 +63,9 @@ def main() -> None:
             except Missing as reason:
                 tell(f"peak, {size}", **about, skipped=str(reason))
                 continue
+            if where.device.type == "cpu" and str(way.settings.get("optimizer")).startswith("paged"):
+                tell(f"peak, {size}", **about, skipped="a CPU has no unified memory")
+                continue
             with told(f"peak, {size}", **about) as row:
                 row |= measure(base, shape, way, where)
         del base

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from lorasmith.attach import adapted as module_of_adapted
 from lorasmith.attach import adapters_of, attach, load_adapter, merge_and_unload, save_adapter, unload
-from lorasmith.errors import AttachError
+from lorasmith.errors import AttachError, InputError
 from lorasmith.methods.inits import starts
 from lorasmith.methods.inits.truncated import truncated_svd
 from lorasmith.methods.lora import LoraConfig
@@ -342,7 +342,7 @@ def test_a_base_with_other_adapters_is_not_quantized_under_them():
     ],
 )
 def test_impossible_settings_are_refused(settings, message):
-    with pytest.raises(AttachError, match=message):
+    with pytest.raises(InputError, match=message):
         LoraConfig(init_lora_weights="loftq", loftq_config=settings)
 
 

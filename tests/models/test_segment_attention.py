@@ -15,8 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.testing import assert_close
 
 from lorasmith.errors import ModelError
-from lorasmith.models import packed_attention as packing
-from lorasmith.models import segment_attention
+from lorasmith.models import each_segment, segment_attention
 from lorasmith.models.segment_attention import attend, flex, way
 from lorasmith.models.segments import BLOCK, Segments, block_mask, ends, with_shared
 
@@ -63,8 +62,8 @@ def one_by_one(where, query, key, value):
     module = nn.Module()
     # how transformers' layers say that heads are grouped
     module.num_key_value_groups = query.shape[1] // key.shape[1]
-    call = packing._Call(module, 0.0, None, where.causal)
-    return packing._each(call, query, key, value, where)
+    call = each_segment.Call(module, 0.0, None, where.causal)
+    return each_segment.each_segment(call, query, key, value, where)
 
 
 def flash(query, key, value, starts_q, starts_k, most_q, most_k, *, scale=None, window_size=(-1, -1), enable_gqa=False):

@@ -1,6 +1,7 @@
 """A few rows of an adapted 4-bit layer on a GPU: h = s x A^T in one small kernel, and h B^T added by the product's.
 
-So the layer takes two launches, and y is written once. Factors of any float type; h and all sums are f32.
+So the layer takes two launches, three where columns are split, and y is written once. Factors of any float type; h and
+all sums are f32.
 """
 
 from typing import Any
