@@ -233,6 +233,9 @@ def costs(chosen: Any, names: list[str]) -> None:
     timed = [name for name in names if name != LORA and METHODS[name].rates[TASKS.index("tales")] is not None]
     for group in (timed[start : start + 5] for start in range(0, len(timed), 5)):
         rows = contest.race([LORA, *group])
+        base = next(row for row in rows if row["name"] == LORA)
+        # of this race: other versions may have timed the others
+        rows = [{**row, "peak_ratio": row["peak"] / base["peak"]} for row in rows]
         others = [row for row in known()["costs"] if row["name"] not in (LORA, *group)]
         keep({**known(), "machine": {**machine(), "guarded": guarded}, "costs": [*rows, *others]})
 
@@ -260,7 +263,6 @@ def table(found: dict[str, Any]) -> str:
     )
     lines = [f"| {' | '.join(heads)} |", f"| {' | '.join(['---'] * len(heads))} |"]
     cost = {row["name"]: row for row in found["costs"]}
-    base = cost.get(LORA)
     shared_types = {kind.value for kind in peft.PeftType}
     for name, method in METHODS.items():
         rows = [row for row in found["rows"] if row["contestant"] == name]
@@ -272,8 +274,8 @@ def table(found: dict[str, Any]) -> str:
         attach(model, config)
         counts = [row["trainable"] for row in rows if row["task"] == "tales"]
         ratios = ["-", "-"]
-        if base and name in cost:
-            ratios = [f"{cost[name]['ratio']:.2f}x", f"{cost[name]['peak'] / base['peak']:.2f}x"]
+        if name in cost:
+            ratios = [f"{cost[name]['ratio']:.2f}x", f"{cost[name]['peak_ratio']:.2f}x"]
         scores = [mean_of([row["value"] for row in rows if row["task"] == task], task) for task in TASKS]
         merges = "yes" if mergeable(model) else "no"
         files = "yes" if config.METHOD in shared_types else "no"
