@@ -66,11 +66,9 @@ def attach(
     _check_name(book, adapter_name)
     config = copy.deepcopy(config)
     method = method_of(config)
+    # which unmerges: a new adapter starts from the base, not from what another one made of it
     with undone_on_error(book):
         adopt_bitsandbytes_(model)
-        # a new adapter starts from the base, not from what another one made of it
-        book.unmerge()
-        book.base_tensors.place([])
         if not book.configs:
             _refuse_meta_mixture(model)
             model.requires_grad_(False)

@@ -27,9 +27,6 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 EXACT: dict[str, Any] = {"enable_fp_fusion": False}
 """Launch options for kernels whose results are bit-equal to the reference: no fused multiply-add."""
 
-SERVED: set[str] = set()
-"""The ops that have a Triton kernel here."""
-
 
 def interpreted() -> bool:
     """Whether Triton runs kernels in its interpreter."""
@@ -75,7 +72,6 @@ def serve(name: str, function: Callable) -> None:
     """Let a Triton kernel serve the op name wherever Triton does."""
     for device in devices():
         implement_native(name, device, function)
-        SERVED.add(name)
 
 
 def current(tensor: Tensor) -> AbstractContextManager[object]:
@@ -83,8 +79,13 @@ def current(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
-def tuned(configs: Sequence[Any], key: Sequence[str], **options: Any) -> Callable:
+def unbroken(x: Tensor) -> Tensor:
+    """x with the elements of its last axis next to each other; a copy where they are not."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def tuned(configs: Sequence[Any], key: Sequence[str]) -> Callable:
     """triton.autotune over configs by the values of key, its choice kept on disk; the interpreter takes the first."""
     if interpreted():
-        return triton.autotune(configs=list(configs[:1]), key=list(key), **options)
-    return triton.autotune(configs=list(configs), key=list(key), cache_results=True, **options)
+        return triton.autotune(configs=list(configs[:1]), key=list(key))
+    return triton.autotune(configs=list(configs), key=list(key), cache_results=True)

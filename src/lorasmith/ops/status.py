@@ -46,10 +46,11 @@ def triton_status() -> str:
 
 
 def _status(op: str, device: str) -> KernelStatus:
-    if device in gpu.devices() and op in gpu.SERVED:
-        return KernelStatus(op, device, "triton", f"triton {gpu.version()}")
     if device in NATIVE_KERNELS[op]:
-        return KernelStatus(op, device, "native", _why_native(op, device))
+        # where Triton serves a device, nothing else does
+        if device in gpu.devices():
+            return KernelStatus(op, device, "triton", f"triton {gpu.version()}")
+        return KernelStatus(op, device, "native", _why_native(op))
     if op in COMPOSED:
         return KernelStatus(op, device, "reference", f"made of {COMPOSED[op]}")
     if device != "cpu":
@@ -60,9 +61,7 @@ def _status(op: str, device: str) -> KernelStatus:
     return KernelStatus(op, device, "reference", "plain PyTorch: no kernel needed")
 
 
-def _why_native(op: str, device: str) -> str:
-    if device != "cpu":
-        return "Triton"
+def _why_native(op: str) -> str:
     if op == "int8_matmul" and uses_onednn():
         return "oneDNN int8 through torch._int_mm"
     if op == "blockwise_linear":

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lorasmith.formats import dynamic_map, unsigned_dynamic_map
+from lorasmith.ops.blockwise.reference import boundaries, dequantize_flat
 
 BLOCKSIZE = 256
 
@@ -28,22 +29,18 @@ class Map:
 def signed_map(device: torch.device) -> Map:
     """The map of first moments."""
     levels = dynamic_map(device)
-    return Map(levels, _midpoints(levels))
+    with torch.inference_mode(False):
+        return Map(levels, boundaries(levels)[0])
 
 
 @cache
 def unsigned_map(device: torch.device) -> Map:
     """The map of second moments. Only zero has the level zero: a step divides by the square root of what is kept."""
     levels = unsigned_dynamic_map(device)
-    edges = _midpoints(levels)
     with torch.inference_mode(False):
+        edges = boundaries(levels)[0]
         edges[0] = 0.0
     return Map(levels, edges)
-
-
-def _midpoints(levels: Tensor) -> Tensor:
-    with torch.inference_mode(False):
-        return (levels[:-1] + levels[1:]) / 2
 
 
 def to_blocks(flat: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,9 +55,4 @@ def to_blocks(flat: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
 
 def from_blocks(codes: Tensor, scales: Tensor, levels: Tensor) -> Tensor:
     """f32 [n] of codes [n]: level x scale."""
-    values = levels[codes.int()]
-    whole = values.numel() - values.numel() % BLOCKSIZE
-    values[:whole].view(-1, BLOCKSIZE).mul_(scales[: whole // BLOCKSIZE, None])
-    # the partial last block
-    values[whole:].mul_(scales[whole // BLOCKSIZE :])
-    return values
+    return dequantize_flat(codes, scales, levels, BLOCKSIZE)

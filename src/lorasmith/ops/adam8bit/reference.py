@@ -3,48 +3,31 @@
 Every product and sum is rounded to f32 on its own, in the order in which it stands here.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from lorasmith.ops.adam8bit.blocks import BLOCKSIZE, from_blocks, to_blocks
-from lorasmith.ops.adam8bit.schema import Constants, constants
+from lorasmith.ops.adam8bit.schema import Constants, parts_of
 from lorasmith.ops.library import implement_reference
 
 PART, PART_BYTES = 1 << 20, 40
 """Elements at a time, whole blocks, and about the bytes of each that are held on the way."""
 
 
-def adam8bit_(
-    weight: Tensor,
-    master: Tensor | None,
-    gradient: Tensor,
-    mean_codes: Tensor,
-    mean_scales: Tensor,
-    mean_levels: Tensor,
-    mean_edges: Tensor,
-    square_codes: Tensor,
-    square_scales: Tensor,
-    square_levels: Tensor,
-    square_edges: Tensor,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    step: int,
-    learning_rate: float,
-    weight_decay: float,
-) -> None:
+def adam8bit_(weight: Tensor, master: Tensor | None, gradient: Tensor, *arguments: Any) -> None:
     """See schema.py."""
-    c = constants(beta1, beta2, eps, step, learning_rate, weight_decay)
+    kept_mean, kept_square, c = parts_of(arguments)
     flat, g = weight.reshape(-1), gradient.reshape(-1)
     kept = flat if master is None else master.view(-1)
     for first in range(0, flat.numel(), PART):
         part, blocks = slice(first, first + PART), slice(first // BLOCKSIZE, (first + PART) // BLOCKSIZE)
-        mean = from_blocks(mean_codes[part], mean_scales[blocks], mean_levels)
-        square = from_blocks(square_codes[part], square_scales[blocks], square_levels)
+        mean, square = (from_blocks(m.codes[part], m.scales[blocks], m.levels) for m in (kept_mean, kept_square))
         wide = moved(current(flat[part], kept[part]), g[part].float(), mean, square, c)
         kept[part], flat[part] = wide, wide.to(weight.dtype)
-        mean_codes[part], mean_scales[blocks] = to_blocks(mean, mean_edges)
-        square_codes[part], square_scales[blocks] = to_blocks(square, square_edges)
+        for moment, values in ((kept_mean, mean), (kept_square, square)):
+            moment.codes[part], moment.scales[blocks] = to_blocks(values, moment.edges)
     if not weight.is_contiguous():
         weight.copy_(flat.view_as(weight))
 

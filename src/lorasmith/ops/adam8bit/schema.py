@@ -5,15 +5,18 @@ weight of n elements in f32, bf16 or f16; gradient of its shape, in any of these
 """
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lorasmith.errors import FormatError
 from lorasmith.ops.adam8bit.blocks import BLOCKSIZE, signed_map, unsigned_map
+from lorasmith.ops.blockwise.schema import check_part
 from lorasmith.ops.library import define, implement_fake
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+_NEEDS = "this weight needs"
 
 define(
     "adam8bit_",
@@ -58,8 +61,9 @@ def adam8bit_(
     """
     _check_weight(weight, gradient, master)
     for name, moment in (("mean", mean), ("square", square)):
-        _check_part(f"{name}.codes", moment.codes, torch.uint8, weight.numel(), weight.device)
-        _check_part(f"{name}.scales", moment.scales, torch.float32, -(-weight.numel() // BLOCKSIZE), weight.device)
+        check_part(f"{name}.codes", moment.codes, torch.uint8, weight.numel(), weight.device, _NEEDS)
+        blocks = -(-weight.numel() // BLOCKSIZE)
+        check_part(f"{name}.scales", moment.scales, torch.float32, blocks, weight.device, _NEEDS)
     signed, unsigned = signed_map(weight.device), unsigned_map(weight.device)
     torch.ops.lorasmith.adam8bit_.default(
         weight,
@@ -87,6 +91,20 @@ class Constants:
     rate: float
 
 
+class State(NamedTuple):
+    """A moment as an op is given it: codes and scales, and the levels and edges of its map."""
+
+    codes: Tensor
+    scales: Tensor
+    levels: Tensor
+    edges: Tensor
+
+
+def parts_of(arguments: tuple[Any, ...]) -> tuple[State, State, Constants]:
+    """The mean, the square and the constants of a step, from what an op is given behind the gradient."""
+    return State(*arguments[:4]), State(*arguments[4:8]), constants(*arguments[8:])
+
+
 def constants(
     beta1: float, beta2: float, eps: float, step: int, learning_rate: float, weight_decay: float
 ) -> Constants:
@@ -107,15 +125,7 @@ def _check_weight(weight: Tensor, gradient: Tensor, master: Tensor | None) -> No
     if (master is None) != (weight.dtype == torch.float32):
         raise FormatError(f"a weight in {weight.dtype} has {'no' if master is None else 'a'} master; 16 bits need one")
     if master is not None:
-        _check_part("master", master, torch.float32, weight.numel(), weight.device)
-
-
-def _check_part(name: str, part: Tensor, dtype: torch.dtype, numel: int, device: torch.device) -> None:
-    if part.dtype != dtype or part.numel() != numel or not part.is_contiguous() or part.device != device:
-        raise FormatError(
-            f"{name} is {part.dtype} with {part.numel()} elements on {part.device}; "
-            f"this weight needs contiguous {dtype} with {numel} on {device}"
-        )
+        check_part("master", master, torch.float32, weight.numel(), weight.device, _NEEDS)
 
 
 implement_fake("adam8bit_", lambda *arguments: None)

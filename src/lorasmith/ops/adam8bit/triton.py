@@ -4,13 +4,15 @@ A program takes whole blocks, one a row of its tile. An f32 weight costs 16 byte
 one with its master 18. Both maps and their edges (4 KiB) stay in the first cache.
 """
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from lorasmith.ops.adam8bit import reference
 from lorasmith.ops.adam8bit.blocks import BLOCKSIZE
-from lorasmith.ops.adam8bit.schema import constants
+from lorasmith.ops.adam8bit.schema import parts_of
 from lorasmith.ops.blockwise.triton import absmax_of, levels_below
 from lorasmith.ops.gpu import EXACT, current, serve
 from lorasmith.ops.tiles import rounded
@@ -84,33 +86,12 @@ def _step(
     _write(square, square_codes, square_scales, square_edges, block, place, numel, SIZE)
 
 
-def adam8bit_(
-    weight: Tensor,
-    master: Tensor | None,
-    gradient: Tensor,
-    mean_codes: Tensor,
-    mean_scales: Tensor,
-    mean_levels: Tensor,
-    mean_edges: Tensor,
-    square_codes: Tensor,
-    square_scales: Tensor,
-    square_levels: Tensor,
-    square_edges: Tensor,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    step: int,
-    learning_rate: float,
-    weight_decay: float,
-) -> None:
+def adam8bit_(weight: Tensor, master: Tensor | None, gradient: Tensor, *arguments: Any) -> None:
     """See schema.py."""
-    mean = (mean_codes, mean_scales, mean_levels, mean_edges)
-    square = (square_codes, square_scales, square_levels, square_edges)
     if not weight.is_contiguous():
-        numbers = (beta1, beta2, eps)
-        reference.adam8bit_(weight, master, gradient, *mean, *square, *numbers, step, learning_rate, weight_decay)
+        reference.adam8bit_(weight, master, gradient, *arguments)
         return
-    c = constants(beta1, beta2, eps, step, learning_rate, weight_decay)
+    mean, square, c = parts_of(arguments)
     scalars = (c.beta1, c.rest1, c.beta2, c.rest2, c.root, c.eps, c.decay, c.rate)
     numel = weight.numel()
     grid = (triton.cdiv(numel, BLOCKS * BLOCKSIZE),)

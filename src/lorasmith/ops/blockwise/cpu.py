@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lorasmith.ops.blockwise import reference
-from lorasmith.ops.blockwise.schema import bits_of
+from lorasmith.ops.blockwise.schema import bits_of, into_new
 from lorasmith.ops.library import implement_native
 from lorasmith.ops.native import FLOATS, extension, kernels, level, plain
 
@@ -31,25 +31,6 @@ def quantize_blockwise(x: Tensor, codebook: Tensor, blocksize: int) -> tuple[Ten
     return packed, scales
 
 
-def dequantize_blockwise(
-    packed: Tensor,
-    scales: Tensor,
-    codebook: Tensor,
-    blocksize: int,
-    shape: tuple[int, ...],
-    nested_scales: Tensor | None,
-    nested_offset: Tensor | None,
-    nested_codebook: Tensor | None,
-    nested_blocksize: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Values of dtype, of shape; see schema.py."""
-    out = torch.empty(shape, dtype=dtype)
-    nested = (nested_scales, nested_offset, nested_codebook, nested_blocksize)
-    dequantize_blockwise_out(packed, scales, codebook, blocksize, shape, *nested, out)
-    return out
-
-
 def dequantize_blockwise_out(
     packed: Tensor,
     scales: Tensor,
@@ -62,13 +43,16 @@ def dequantize_blockwise_out(
     nested_blocksize: int,
     out: Tensor,
 ) -> None:
-    """As dequantize_blockwise, written into out."""
+    """Fill out with the values; see schema.py."""
     nested = (nested_scales, nested_offset, nested_codebook, nested_blocksize)
     if bits_of(codebook) != 4 or out.dtype not in FLOATS or prod(shape) == 0:
         reference.dequantize_blockwise_out(packed, scales, codebook, blocksize, shape, *nested, out)
         return
     stored = (packed, scales, codebook, blocksize, *nested)
     kernels().dequantize_4bit(*stored, out, torch.get_num_threads(), level())
+
+
+dequantize_blockwise = into_new(dequantize_blockwise_out)
 
 
 if extension() is not None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lorasmith.ops.blockwise.schema import bits_of
+from lorasmith.ops.blockwise.schema import bits_of, into_new
 from lorasmith.ops.library import implement_reference
 
 SMALLEST_ABSMAX = 1e-38
@@ -85,25 +85,6 @@ def unpack(packed: Tensor) -> Tensor:
     return torch.stack([packed >> 4, packed & 15], dim=1).view(-1)
 
 
-def dequantize_blockwise(
-    packed: Tensor,
-    scales: Tensor,
-    codebook: Tensor,
-    blocksize: int,
-    shape: tuple[int, ...],
-    nested_scales: Tensor | None,
-    nested_offset: Tensor | None,
-    nested_codebook: Tensor | None,
-    nested_blocksize: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Values of dtype, of shape; see schema.py."""
-    out = packed.new_empty(shape, dtype=dtype)
-    nested = (nested_scales, nested_offset, nested_codebook, nested_blocksize)
-    dequantize_blockwise_out(packed, scales, codebook, blocksize, shape, *nested, out)
-    return out
-
-
 def dequantize_blockwise_out(
     packed: Tensor,
     scales: Tensor,
@@ -116,7 +97,7 @@ def dequantize_blockwise_out(
     nested_blocksize: int,
     out: Tensor,
 ) -> None:
-    """As dequantize_blockwise, written into out."""
+    """Fill out with the values; see schema.py."""
     scales = resolve_scales(scales.view(-1), nested_scales, nested_offset, nested_codebook, nested_blocksize)
     bits = bits_of(codebook)
     packed_parts = packed.view(-1).split(PART * bits // 8)
@@ -124,6 +105,9 @@ def dequantize_blockwise_out(
     for out_part, packed_part, scales_part in parts:
         codes = packed_part if bits == 8 else unpack(packed_part)[: out_part.numel()]
         out_part.copy_(dequantize_flat(codes, scales_part, codebook, blocksize))
+
+
+dequantize_blockwise = into_new(dequantize_blockwise_out)
 
 
 implement_reference("quantize_blockwise", quantize_blockwise)

@@ -4,8 +4,10 @@ x of n elements is read flat, row by row. packed: uint8 [ceil(n * bits / 8)], fo
 nibble; scales: the absmax of each block, f32 [ceil(n / blocksize)]; codebook: f32 [2**bits], index = bit pattern.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +18,9 @@ from lorasmith.ops.library import define, implement_fake
 
 NESTED_ARGUMENTS = "Tensor? nested_scales, Tensor? nested_offset, Tensor? nested_codebook, int nested_blocksize"
 STORED_ARGUMENTS = f"Tensor packed, Tensor scales, Tensor codebook, int blocksize, SymInt[] shape, {NESTED_ARGUMENTS}"
+
+# what the parts of a stored tensor must suit
+_STORED = "this shape and block size need"
 
 define("quantize_blockwise", "(Tensor x, Tensor codebook, int blocksize) -> (Tensor, Tensor)")
 define("dequantize_blockwise", f"({STORED_ARGUMENTS}, ScalarType dtype) -> Tensor")
@@ -105,21 +110,37 @@ def check_stored(
     _check_blocksize(blocksize)
     numel = prod(shape)
     blocks = -(-numel // blocksize)
-    _check_part("packed", packed, torch.uint8, -(-numel * bits_of(codebook) // 8), packed.device)
-    _check_part("scales", scales, torch.float32 if nested is None else torch.uint8, blocks, packed.device)
+    check_part("packed", packed, torch.uint8, -(-numel * bits_of(codebook) // 8), packed.device)
+    check_part("scales", scales, torch.float32 if nested is None else torch.uint8, blocks, packed.device)
     if nested is not None:
         _check_blocksize(nested.blocksize)
         nested_blocks = -(-blocks // nested.blocksize)
-        _check_part("nested.scales", nested.scales, torch.float32, nested_blocks, packed.device)
-        _check_part("nested.offset", nested.offset, torch.float32, 1, packed.device)
-        _check_part("nested.codebook", nested.codebook, torch.float32, 256, packed.device)
+        check_part("nested.scales", nested.scales, torch.float32, nested_blocks, packed.device)
+        check_part("nested.offset", nested.offset, torch.float32, 1, packed.device)
+        check_part("nested.codebook", nested.codebook, torch.float32, 256, packed.device)
 
 
-def _check_part(name: str, part: Tensor, dtype: torch.dtype, numel: int, device: torch.device) -> None:
+def into_new(fill: Callable[..., None]) -> Callable[..., Tensor]:
+    """The op that returns its values, from the function that fills out with them."""
+
+    def dequantize_blockwise(packed: Tensor, *stored_and_dtype: Any) -> Tensor:
+        """Values of dtype, of shape."""
+        *stored, dtype = stored_and_dtype
+        out = packed.new_empty(stored[3], dtype=dtype)
+        fill(packed, *stored, out)
+        return out
+
+    return dequantize_blockwise
+
+
+def check_part(
+    name: str, part: Tensor, dtype: torch.dtype, numel: int, device: torch.device, whole: str = _STORED
+) -> None:
+    """FormatError unless part is contiguous, of numel elements of dtype on device, as whole needs it."""
     if part.dtype != dtype or part.numel() != numel or not part.is_contiguous() or part.device != device:
         raise FormatError(
             f"{name} is {part.dtype} with {part.numel()} elements on {part.device}; "
-            f"this shape and block size need contiguous {dtype} with {numel} on {device}"
+            f"{whole} contiguous {dtype} with {numel} on {device}"
         )
 
 
@@ -141,21 +162,6 @@ def _fake_quantize(x: Tensor, codebook: Tensor, blocksize: int) -> tuple[Tensor,
     return packed, x.new_empty(-(-x.numel() // blocksize), dtype=torch.float32)
 
 
-def _fake_dequantize(
-    packed: Tensor,
-    scales: Tensor,
-    codebook: Tensor,
-    blocksize: int,
-    shape: tuple[int, ...],
-    nested_scales: Tensor | None,
-    nested_offset: Tensor | None,
-    nested_codebook: Tensor | None,
-    nested_blocksize: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    return packed.new_empty(shape, dtype=dtype)
-
-
 implement_fake("quantize_blockwise", _fake_quantize)
-implement_fake("dequantize_blockwise", _fake_dequantize)
+implement_fake("dequantize_blockwise", into_new(lambda *stored_and_out: None))
 implement_fake("dequantize_blockwise_out", lambda *stored_and_out: None)

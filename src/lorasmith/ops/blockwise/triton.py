@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lorasmith.ops.blockwise import reference
-from lorasmith.ops.blockwise.schema import bits_of
+from lorasmith.ops.blockwise.schema import bits_of, into_new
 from lorasmith.ops.gpu import EXACT, FLOATS, current, serve
 from lorasmith.ops.tiles import rounded
 
@@ -136,25 +136,6 @@ def quantize_blockwise(x: Tensor, codebook: Tensor, blocksize: int) -> tuple[Ten
     return packed, scales
 
 
-def dequantize_blockwise(
-    packed: Tensor,
-    scales: Tensor,
-    codebook: Tensor,
-    blocksize: int,
-    shape: tuple[int, ...],
-    nested_scales: Tensor | None,
-    nested_offset: Tensor | None,
-    nested_codebook: Tensor | None,
-    nested_blocksize: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Values of dtype, of shape; see schema.py."""
-    out = torch.empty(shape, dtype=dtype, device=packed.device)
-    nested = (nested_scales, nested_offset, nested_codebook, nested_blocksize)
-    dequantize_blockwise_out(packed, scales, codebook, blocksize, shape, *nested, out)
-    return out
-
-
 def dequantize_blockwise_out(
     packed: Tensor,
     scales: Tensor,
@@ -167,7 +148,7 @@ def dequantize_blockwise_out(
     nested_blocksize: int,
     out: Tensor,
 ) -> None:
-    """As dequantize_blockwise, written into out."""
+    """Fill out with the values; see schema.py."""
     numel = prod(shape)
     if out.dtype not in FLOATS or numel == 0:
         nested = (nested_scales, nested_offset, nested_codebook, nested_blocksize)
@@ -180,6 +161,9 @@ def dequantize_blockwise_out(
         _dequantize[grid](
             *parts, NESTED=0 if nested_scales is None else nested_blocksize, BITS=bits_of(codebook), **tile, **EXACT
         )
+
+
+dequantize_blockwise = into_new(dequantize_blockwise_out)
 
 
 def _tiles(numel: int, blocksize: int) -> tuple[dict[str, int], tuple[int]]:

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lorasmith.ops.gpu import EXACT, FLOATS, current, serve
+from lorasmith.ops.gpu import EXACT, FLOATS, current, serve, unbroken
 from lorasmith.ops.rotary import reference
 from lorasmith.ops.tiles import rounded
 
@@ -164,7 +164,7 @@ def rotary(
     options = (interleaved, per_pair, wide, backward)
     if q.dtype not in FLOATS or cos.dtype not in FLOATS or q.numel() == 0:
         return reference.rotary(q, k, cos, sin, *options)
-    q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
+    q, k = unbroken(q), unbroken(k)
     cos, sin = cos.contiguous(), sin.contiguous()
     outs = _room(q), _room(k)
     batch, q_heads, tokens, width = q.shape

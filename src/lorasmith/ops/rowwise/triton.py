@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lorasmith.ops.gpu import EXACT, FLOATS, current, serve
+from lorasmith.ops.gpu import EXACT, FLOATS, current, serve, unbroken
 from lorasmith.ops.precision import without_autocast
 from lorasmith.ops.rowwise import reference
 from lorasmith.ops.scratch import borrowed
@@ -185,7 +185,7 @@ def quantize_rowwise(weight: Tensor) -> tuple[Tensor, Tensor]:
     """codes int8 [O, I], absmax f32 [O]; see schema.py."""
     if weight.dtype not in FLOATS:
         return reference.quantize_rowwise(weight)
-    return _rounded_rows(_rows(weight), half=True)
+    return _rounded_rows(unbroken(weight), half=True)
 
 
 def dequantize_rowwise(codes: Tensor, absmax: Tensor, dtype: torch.dtype) -> Tensor:
@@ -221,7 +221,7 @@ def rowwise_linear(x: Tensor, bias: Tensor | None, codes: Tensor, absmax: Tensor
     """y [B, O]; see schema.py. Rounded once, and large features multiplied by their codes, unrounded."""
     if x.dtype not in FLOATS or 0 in (x.numel(), codes.numel()):
         return reference.rowwise_linear(x, bias, codes, absmax, threshold)
-    x_BI, codes = _rows(x.reshape(-1, x.shape[-1])), codes.contiguous()
+    x_BI, codes = unbroken(x.reshape(-1, x.shape[-1])), codes.contiguous()
     if threshold > 0:
         x_codes, x_absmax, columns = _small_rows(x_BI, threshold)
     else:
@@ -246,11 +246,6 @@ def rowwise_linear_backward(grad: Tensor, codes: Tensor, absmax: Tensor) -> Tens
     with borrowed(tuple(codes.shape), grad.dtype, grad.device) as weight_OI, without_autocast(grad.device):
         _fill(codes, absmax, weight_OI)
         return grad.matmul(weight_OI)
-
-
-def _rows(x: Tensor) -> Tensor:
-    """x with its columns next to each other."""
-    return x if x.stride(1) == 1 else x.contiguous()
 
 
 def _tile(width: int) -> int:

@@ -9,6 +9,7 @@ Axes: N rows, n of them with an adapter, F features, P adapters, R the largest r
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,17 @@ define("segmented_outer", f"(Tensor h, Tensor x, {_SEGMENTS}, int total_rank) ->
 
 FEW_ROWS, MANY_ROWS = 16, 64
 """Rows of a tile: the fewest that matrix instructions take, and enough to read a factor seldom."""
+
+
+class Parts(NamedTuple):
+    """What the ops are given of segments."""
+
+    order: Tensor
+    bounds: Tensor
+    ranks: Tensor
+    scales: Tensor
+    tiles: Tensor
+    tile_rows: int
 
 
 @dataclass(frozen=True)
@@ -47,8 +59,7 @@ class Segments:
     def of(
         cls, adapters: Tensor, ranks: Sequence[int], scales: Sequence[float], device: torch.device | str = "cpu"
     ) -> "Segments":
-        """Segments of rows on device, from the adapter of each row, int64 [N] on the
-        CPU; one of rank 0 is none.
+        """Segments of rows on device, from the adapter of each row, int64 [N] on the CPU; one of rank 0 is none.
 
         Raises FormatError for an adapter that is not one of those that ranks and scales are of.
         """
@@ -82,9 +93,9 @@ class Segments:
         )
 
     @property
-    def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, int]:
+    def parts(self) -> Parts:
         """What the ops are given of it."""
-        return self.order, self.bounds, self.ranks, self.scales, self.tiles, self.tile_rows
+        return Parts(self.order, self.bounds, self.ranks, self.scales, self.tiles, self.tile_rows)
 
 
 def project(x: Tensor, a: Tensor, segments: Segments) -> Tensor:

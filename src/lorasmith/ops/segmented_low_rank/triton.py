@@ -5,12 +5,14 @@ rows, as in generating, give few programs: then the features of a projection (th
 parts that are summed afterwards. Operands of one type, else the reference.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from lorasmith.ops.gpu import FLOATS, current, serve
+from lorasmith.ops.gpu import FLOATS, current, serve, unbroken
 from lorasmith.ops.segmented_low_rank import reference
 from lorasmith.ops.tiles import add_product, loop_end, rounded
 
@@ -139,22 +141,13 @@ def _outer(
     tl.store(spot, rounded(total, out.dtype.element_ty), mask=known[:, None] & inside[None, :])
 
 
-def project(
-    x: Tensor,
-    a: Tensor,
-    order: Tensor,
-    bounds: Tensor,
-    ranks: Tensor,
-    scales: Tensor,
-    tiles: Tensor,
-    tile_rows: int,
-    rank: int,
-) -> Tensor:
+def project(x: Tensor, a: Tensor, *parts_and_rank: Any) -> Tensor:
     """h [n, R]; see schema.py."""
-    segments = (order, bounds, ranks, scales, tiles, tile_rows)
+    *segments, rank = parts_and_rank
+    order, bounds, ranks, scales, tiles, tile_rows = segments
     if not _served(x, a) or 0 in (order.shape[0], rank, x.shape[1]):
         return reference.project(x, a, *segments, rank)
-    values, factors, features = _rows(x), a.contiguous(), x.shape[1]
+    values, factors, features = unbroken(x), a.contiguous(), x.shape[1]
     sizes = _sizes(rank, 128 if tile_rows < 64 else 64) if _narrow(x) else _sizes(rank, 32)
     chunks = triton.cdiv(rank, sizes["RANKS"])
     steps = triton.cdiv(features, sizes["COLUMNS"])
@@ -171,20 +164,11 @@ def project(
     return _summed(out, a.dtype)
 
 
-def add_(
-    y: Tensor,
-    h: Tensor,
-    b: Tensor,
-    order: Tensor,
-    bounds: Tensor,
-    ranks: Tensor,
-    scales: Tensor,
-    tiles: Tensor,
-    tile_rows: int,
-) -> None:
+def add_(y: Tensor, h: Tensor, b: Tensor, *parts: Any) -> None:
     """Add to y [N, F]; see schema.py."""
+    order, bounds, ranks, _, tiles, tile_rows = parts
     if not _served(y, h, b) or 0 in (order.shape[0], h.shape[1], y.shape[1]) or y.stride(1) != 1:
-        reference.add_(y, h, b, order, bounds, ranks, scales, tiles, tile_rows)
+        reference.add_(y, h, b, *parts)
         return
     features, rank = y.shape[1], h.shape[1]
     sizes = _sizes(rank, 128) if _narrow(y) else _sizes(16, 64)
@@ -197,22 +181,13 @@ def add_(
         )
 
 
-def outer(
-    h: Tensor,
-    x: Tensor,
-    order: Tensor,
-    bounds: Tensor,
-    ranks: Tensor,
-    scales: Tensor,
-    tiles: Tensor,
-    tile_rows: int,
-    total_rank: int,
-) -> Tensor:
+def outer(h: Tensor, x: Tensor, *parts_and_total: Any) -> Tensor:
     """[S, F]; see schema.py."""
-    segments = (order, bounds, ranks, scales, tiles, tile_rows)
+    *segments, total_rank = parts_and_total
+    order, bounds, ranks, _, tiles, tile_rows = segments
     if not _served(h, x) or 0 in (order.shape[0], total_rank, x.shape[1]):
         return reference.outer(h, x, *segments, total_rank)
-    values, features, rank, adapters = _rows(x), x.shape[1], h.shape[1], len(bounds) - 1
+    values, features, rank, adapters = unbroken(x), x.shape[1], h.shape[1], len(bounds) - 1
     sizes = _sizes(rank, 128 if _narrow(x) else 64)
     grid = (triton.cdiv(features, sizes["COLUMNS"]), triton.cdiv(rank, sizes["RANKS"]))
     most = max(1, len(tiles) // adapters)
@@ -230,11 +205,6 @@ def outer(
 
 def _served(*operands: Tensor) -> bool:
     return operands[0].dtype in FLOATS and len({operand.dtype for operand in operands}) == 1
-
-
-def _rows(x: Tensor) -> Tensor:
-    """x with its features next to each other."""
-    return x if x.stride(1) == 1 else x.contiguous()
 
 
 def _narrow(values: Tensor) -> bool:
