@@ -2,8 +2,7 @@
 
 Rates for the tales were chosen once, coarsely, on seed 0 among powers of about three around what the papers use.
 Those for the reviews come from `bench_methods.py --search`: that of the least loss, or one a third as high where that
-loses at most 0.02 more; what was near LoRA's result at its first rate stayed there (LoRA's placements, rsLoRA, DoRA,
-LoRA-FA).
+loses at most 0.02 more. LoRA and its placements, rsLoRA, DoRA, LoRA-FA and BOFT kept their first rate, unsearched.
 """
 
 from dataclasses import dataclass, field

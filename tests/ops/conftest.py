@@ -25,6 +25,11 @@ def forced(level: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return cpu
 
 
+def blockwise_kernels(kind: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType | OnDevice:
+    """The blockwise ops of Triton, or of an instruction set."""
+    return triton_kernels("blockwise") if kind == "triton" else forced(kind, monkeypatch)
+
+
 @pytest.fixture(params=NATIVE_LEVELS)
 def native_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The CPU's kernels with each instruction set in turn."""
@@ -44,17 +49,14 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 @pytest.fixture(params=(*NATIVE_LEVELS, "triton"))
 def fast_kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType | OnDevice]:
     """All but the reference."""
-    yield triton_kernels("blockwise") if request.param == "triton" else forced(request.param, monkeypatch)
+    yield blockwise_kernels(request.param, monkeypatch)
     native.level.cache_clear()
 
 
 @pytest.fixture(params=("reference", *NATIVE_LEVELS, "triton"))
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType | OnDevice]:
     """Every implementation; one module after the other with the same functions."""
-    if request.param == "reference":
-        yield reference
-    else:
-        yield triton_kernels("blockwise") if request.param == "triton" else forced(request.param, monkeypatch)
+    yield reference if request.param == "reference" else blockwise_kernels(request.param, monkeypatch)
     native.level.cache_clear()
 
 
