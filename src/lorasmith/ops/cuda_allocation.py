@@ -13,10 +13,11 @@ def grow_segments() -> bool:
 
     Segments of fixed sizes leave gaps where rows of varied lengths follow each other, which no later request fits;
     mapped memory that grows leaves none. False, and nothing is changed, where the environment tells the allocator what
-    to do, where this process has done so already, or where there is no CUDA GPU.
+    to do, where this process has done so already (which torch 2.13 can say, 2.11 cannot), or where there is no CUDA
+    GPU.
     """
-    told = any(os.environ.get(name) for name in _TOLD) or torch._C._accelerator_getAllocatorSettings()
-    if told or not torch.cuda.is_available():
+    settings = getattr(torch._C, "_accelerator_getAllocatorSettings", str)
+    if any(os.environ.get(name) for name in _TOLD) or settings() or not torch.cuda.is_available():
         return False
     torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
     return True
