@@ -39,7 +39,8 @@ class LiveTensors(TorchDispatchMode):
             # indices and values are tensors of their own, counted where they were made
             return
         storage = tensor.untyped_storage()
-        if storage in self._seen:
+        # a compiler's stand-ins, which may outlive it, hold no bytes
+        if storage.device.type == "meta" or storage in self._seen:
             return
         self._seen.add(storage)
         self.live += storage.nbytes()

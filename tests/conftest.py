@@ -1,5 +1,6 @@
 """Fixtures that the whole test suite shares."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -11,6 +12,12 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_finish() -> None:
+    """Spare every later garbage collection the millions of objects of what the tests imported."""
+    gc.collect()
+    gc.freeze()
 
 
 def shared_folder() -> Path:

@@ -1,8 +1,9 @@
 """The floor table of the design, held against the imports that the files really make.
 
 A package imports only from lower floors; files of one package may import each other, without cycles; nothing is
-imported inside a function. Two files may import by name at run time: the registry, which finds the files of its
-package, and the table of commands, so that a command does not wait for what only another one needs.
+imported inside a function. Three files may import by name at run time: the registry, which finds the files of its
+package; what imports one module after another; and the table of commands, so that a command does not wait for what only
+another one needs. The package's own names, which __init__.pyi tells the homes of, come when they are asked for.
 
 `doctor` stands below `recipes` because the jobs call it; it never imports them.
 """
@@ -19,7 +20,7 @@ PACKAGE = SOURCE / "lorasmith"
 
 FLOORS = [
     {"errors", "version"},
-    {"registry", "atomic", "json_text"},
+    {"registry", "atomic", "json_text", "import_after"},
     {"formats"},
     {"ops"},
     {"quantized"},
@@ -37,7 +38,7 @@ FLOORS = [
     {"__init__"},
     {"quickstart", "__main__"},
 ]
-IMPORTS_AT_RUN_TIME = {"lorasmith.registry", "lorasmith.cli.table"}
+IMPORTS_AT_RUN_TIME = {"lorasmith.registry", "lorasmith.import_after", "lorasmith.cli.table"}
 
 # the compiled kernels: a module without Python source
 NATIVE = "lorasmith.ops._native"

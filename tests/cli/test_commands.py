@@ -47,7 +47,8 @@ def test_help_lists_every_command_and_imports_none():
     script = (
         "import sys; from lorasmith.cli.table import COMMANDS, command_group\n"
         "command_group().main(['--help'], standalone_mode=False)\n"
-        "assert not [name for name in COMMANDS if f'lorasmith.cli.{name}' in sys.modules]"
+        "assert not [name for name in COMMANDS if f'lorasmith.cli.{name}' in sys.modules]\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr

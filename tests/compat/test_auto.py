@@ -9,6 +9,7 @@ from transformers import AutoModel, AutoModelForQuestionAnswering, AutoModelForT
 
 import lorasmith
 from compat.cases import SHAPES
+from lorasmith.compat.auto import _BY_TASK
 from lorasmith.errors import AdapterError
 from tiny import bert, gpt2, llama, shake, t5, vit
 
@@ -55,7 +56,7 @@ def test_each_task_has_its_sibling(task, name, library, tmp_path):
     build, suffix = SIBLINGS[task]
     base = build(tmp_path)
     sibling = getattr(lorasmith, f"AutoPeftModelFor{suffix}")
-    bare = lorasmith.compat.auto._BY_TASK[task].from_pretrained(base)
+    bare = _BY_TASK[task].from_pretrained(base)
     model = shake(theirs.get_peft_model(bare, theirs.LoraConfig(task_type=task)))
     model.save_pretrained(tmp_path / "adapter")
     chosen = sibling if name == "sibling" else lorasmith.AutoPeftModel

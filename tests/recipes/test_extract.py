@@ -14,6 +14,7 @@ import lorasmith
 from lorasmith.attach import adapters_of, attach, merge_and_unload
 from lorasmith.errors import AttachError, InputError, ModelError
 from lorasmith.methods.lora import LoraConfig
+from lorasmith.models.tensor_file import StoredTensor
 from lorasmith.recipes.extract import Extraction, extract_adapter
 from lorasmith.recipes.extraction_table import ErrorByRank
 from lorasmith.recipes.sections import ModelSection
@@ -192,7 +193,7 @@ def test_the_same_model_twice_and_models_that_do_not_fit_are_refused(folders):
 
 def test_no_more_than_one_matrix_of_each_checkpoint_is_held(folders, monkeypatch):
     alive = []
-    read = lorasmith.models.tensor_file.StoredTensor.read
+    read = StoredTensor.read
 
     def spied(self):
         gc.collect()
@@ -202,7 +203,7 @@ def test_no_more_than_one_matrix_of_each_checkpoint_is_held(folders, monkeypatch
         alive.append(weakref.ref(tensor))
         return tensor
 
-    monkeypatch.setattr(lorasmith.models.tensor_file.StoredTensor, "read", spied)
+    monkeypatch.setattr(StoredTensor, "read", spied)
     extract(folders / "base", folders / "tuned", folders / "out", rank=3)
 
 

@@ -1,6 +1,6 @@
 """The commands, each imported when it is called, so that one does not wait for what only another needs.
 
-Besides the registry this is the only file that imports by name at run time (tests/test_floors.py holds the two).
+One of the few files that import by name at run time (tests/test_floors.py).
 """
 
 import importlib

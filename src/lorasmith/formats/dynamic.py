@@ -8,8 +8,6 @@ from torch import Tensor
 DECADES = 7
 
 
-# a compiler takes the shared tensor as it is, and does not make another one on every call of its graph
-@torch.compiler.assume_constant_result
 def dynamic_map(device: torch.device | str = "cpu") -> Tensor:
     """f32 [256], ascending, from -0.993 to 1, bit-equal to bitsandbytes' signed map; not to be written to.
 

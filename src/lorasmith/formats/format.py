@@ -37,12 +37,11 @@ class Format:
         """
         if self.levels is None:
             raise FormatError(f"format {self.name!r} is {self.layout} and has no codebook; use its integer codes")
-        return _codebook(self.levels, torch.device(device))
+        return shared_codebook(self.levels, torch.device(device))
 
 
-# a compiler takes the shared tensor as it is, and does not make another one on every call of its graph
-@torch.compiler.assume_constant_result
-def _codebook(levels: tuple[float, ...], device: torch.device) -> Tensor:
+def shared_codebook(levels: tuple[float, ...], device: torch.device) -> Tensor:
+    """The one tensor of these levels on device, f32."""
     return _made(levels, device)
 
 

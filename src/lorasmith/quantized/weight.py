@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lorasmith.errors import FormatError
 from lorasmith.formats import NESTED_BLOCKSIZE, dynamic_map
+from lorasmith.formats.format import shared_codebook
 from lorasmith.ops import (
     Nested,
     dequantize_blockwise,
@@ -19,6 +20,11 @@ from lorasmith.ops import (
 from lorasmith.ops.autocast import autocast_type
 from lorasmith.quantized.scheme import Scheme
 from lorasmith.quantized.zero_points import quantize_with_zeros
+
+# A compiler takes the shared tensors as they are, and does not make others on every call of its graph. Said here, since
+# to say it imports the compiler, which takes seconds and which the ops do without.
+for _shared in (shared_codebook, dynamic_map):
+    torch.compiler.assume_constant_result(_shared)
 
 
 class QuantizedWeight(nn.Module):
