@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from lorasmith.errors import FormatError, InputError
 from lorasmith.formats import dynamic_map, formats, quantile_codebook, unsigned_dynamic_map
@@ -84,3 +85,18 @@ def test_a_codebook_first_made_under_inference_mode_can_be_used_in_training():
     with torch.inference_mode():
         codebook = formats["int4"].codebook(torch.device("cpu", 0))
     assert not codebook.is_inference()
+
+
+# devices by other names, for which nothing was made before
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: formats["nf4"].codebook(torch.device("cpu", 1)),
+        lambda: dynamic_map(torch.device("cpu", 2)),
+        lambda: unsigned_dynamic_map(torch.device("cpu", 3)),
+    ],
+)
+def test_levels_first_made_amid_fake_tensors_are_real_for_all_who_come_after(make):
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        make()
+    assert not isinstance(make(), FakeTensor)

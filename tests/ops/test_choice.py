@@ -1,6 +1,7 @@
 """Choosing between ways to compute the same: measured once, kept on disk, overruled by the environment."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -57,6 +58,15 @@ def test_without_a_place_to_write_the_choice_holds_for_the_process(tmp_path):
     choices, stopwatch = Choices(tmp_path / "file" / "gpu.json"), Stopwatch()
     assert [choices.fastest("a kind", WAYS, stopwatch) for _ in range(2)] == ["fast"] * 2
     assert stopwatch.measured == 2
+
+
+def test_a_way_that_found_no_memory_is_passed_by_in_this_process_and_measured_again_in_the_next(tmp_path):
+    path, stopwatch = tmp_path / "gpu.json", Stopwatch()
+    choices = Choices(path)
+    times = iter([1.0, math.inf])
+    assert [choices.fastest("a kind", WAYS, lambda way: next(times)) for _ in range(2)] == ["slow"] * 2
+    choices.fastest("another", WAYS, stopwatch)
+    assert json.loads(path.read_text()) == {"another": "fast"}
 
 
 @pytest.mark.parametrize("asked, expected", [("", 1), ("fixed", 1), ("measured", 1), ("fast", 2)])

@@ -1,14 +1,20 @@
 """Triton's kernels as a whole: compiled for a real GPU, and where they serve."""
 
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import gpu_samples
 import lorasmith
+from lorasmith.errors import DeviceError
+from lorasmith.ops import gpu
 
 TESTS = Path(__file__).parents[1]
 PACKAGES = Path(lorasmith.__file__).parents[1]
@@ -42,3 +48,50 @@ def test_asking_for_triton_where_it_cannot_run_names_the_way_out():
     code = "import lorasmith.ops"
     done = run("-c", code, LORASMITH_KERNELS="triton", TRITON_INTERPRET="0", CUDA_VISIBLE_DEVICES="")
     assert "needs triton, and a CUDA GPU or TRITON_INTERPRET=1" in done.stderr
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """A machine with a GPU of NVIDIA's and all that Triton needs; called with the name of one thing it loses that."""
+    pytest.importorskip("triton")
+    (tmp_path / "Python.h").touch()
+    losses = {
+        "nothing": lambda: None,
+        "compiler": lambda: monkeypatch.setattr(shutil, "which", lambda name: None),
+        "headers": lambda: (tmp_path / "Python.h").unlink(),
+        "NVIDIA": lambda: monkeypatch.setattr(torch.version, "hip", "7.2"),
+    }
+    for name in ("CC", "CPATH", "C_INCLUDE_PATH", "LORASMITH_KERNELS", "TRITON_INTERPRET"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(sysconfig, "get_path", lambda *asked: str(tmp_path))
+    monkeypatch.setattr(sys, "platform", "linux")
+    gpu.obstacle.cache_clear()
+    yield lambda what: losses[what]()
+    gpu.obstacle.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "lost, said",
+    [
+        ("nothing", ""),
+        ("compiler", "needs a C compiler; install gcc"),
+        ("headers", "Python.h; install python3-dev"),
+        ("NVIDIA", "untried on AMD's"),
+    ],
+)
+def test_a_gpu_that_triton_cannot_launch_on_is_left_to_the_reference_and_told(machine, lost, said, monkeypatch):
+    machine(lost)
+    assert gpu.devices() == (() if said else ("cuda",))
+    assert said in gpu.absence()
+    monkeypatch.setenv("LORASMITH_KERNELS", "triton")
+    assert gpu.devices() == ("cuda",)
+
+
+def test_a_gpu_that_is_too_old_for_the_kernels_is_refused_by_name(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla P40")
+    there = SimpleNamespace(is_cuda=True, device=torch.device("cuda:77"))
+    with pytest.raises(DeviceError, match=r"Tesla P40 has compute capability 6.1.* need 7.5; .*=reference"):
+        gpu.current(there)

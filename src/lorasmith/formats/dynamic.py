@@ -5,6 +5,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from lorasmith.formats.lasting import lasting
+
 DECADES = 7
 
 
@@ -19,7 +21,7 @@ def dynamic_map(device: torch.device | str = "cpu") -> Tensor:
 
 @cache
 def _made(device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
+    with lasting():
         decades = [_decade(exponent, 2**exponent) for exponent in range(DECADES)]
         return _ascending(*decades, *(-decade for decade in decades)).to(device)
 
@@ -31,7 +33,7 @@ def unsigned_dynamic_map(device: torch.device | str = "cpu") -> Tensor:
     As dynamic_map, with the sign's bit given to the fraction: 2**(e+1) levels in decade e. It is for numbers that are
     never negative, as Adam's second moment. Source: arXiv 2110.02861, section 2.2.
     """
-    with torch.inference_mode(False):
+    with lasting():
         return _ascending(*(_decade(exponent, 2 ** (exponent + 1)) for exponent in range(DECADES))).to(device)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lorasmith.errors import FormatError
+from lorasmith.formats.lasting import lasting
 from lorasmith.registry import Registry
 
 BLOCKSIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -47,8 +48,7 @@ def shared_codebook(levels: tuple[float, ...], device: torch.device) -> Tensor:
 
 @cache
 def _made(levels: tuple[float, ...], device: torch.device) -> Tensor:
-    # An ordinary tensor even when first asked for under inference_mode, since training shares it afterwards.
-    with torch.inference_mode(False):
+    with lasting():
         return torch.tensor(levels, dtype=torch.float32, device=device)
 
 

@@ -6,6 +6,7 @@ states; the name of a way takes that one wherever it is among those to choose fr
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -24,6 +25,8 @@ Stopwatch = Callable[[Way], float]
 
 MEASURED, FIXED = "measured", "fixed"
 ROUNDS = 5
+HEAD_START = 2_000_000
+"""Cycles of a GPU's clock, about a millisecond."""
 
 
 def take(ways: Mapping[str, Way], rule: str, kind: str | None, device: torch.device) -> Tensor:
@@ -63,10 +66,12 @@ class Choices:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fastest = _read(path)
+        # what was measured while memory was short: for this process alone
+        self._passing: dict[str, str] = {}
 
     def known(self, kind: str, ways: Mapping[str, Way]) -> str | None:
         """The way for this kind, if it was measured and is still one of ways."""
-        name = self._fastest.get(kind)
+        name = self._fastest.get(kind) or self._passing.get(kind)
         return name if name in ways else None
 
     def fastest(self, kind: str, ways: Mapping[str, Way], stopwatch: Stopwatch) -> str:
@@ -76,6 +81,9 @@ class Choices:
             return known
         times = {name: stopwatch(way) for name, way in ways.items()}
         fastest = min(times, key=lambda name: times[name])
+        if math.inf in times.values():
+            self._passing[kind] = fastest
+            return fastest
         # other processes measure too
         self._fastest = {**self._fastest, **_read(self._path), kind: fastest}
         # a home without room: this process keeps it all the same
@@ -85,13 +93,21 @@ class Choices:
 
 
 def seconds(way: Way) -> float:
-    """The shortest of some runs on the current CUDA stream, after one that compiles and warms up."""
-    way()
-    return min(_once(way) for _ in range(ROUNDS))
+    """The shortest of some runs on the current CUDA stream, after one that compiles and warms up.
+
+    Infinite where memory does not suffice for it: another way may still do.
+    """
+    try:
+        way()
+        return min(_once(way) for _ in range(ROUNDS))
+    except torch.OutOfMemoryError:
+        return math.inf
 
 
 def _once(way: Way) -> float:
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    # the GPU waits until all launches stand in its queue, as they do in a step: the processor's own time is not timed
+    torch.cuda._sleep(HEAD_START)
     begin.record()
     way()
     end.record()

@@ -5,9 +5,14 @@ LORASMITH_KERNELS=triton they then serve the CPU in place of its own, which is h
 """
 
 import os
+import shutil
+import sys
+import sysconfig
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +33,10 @@ EXACT: dict[str, Any] = {"enable_fp_fusion": False}
 """Launch options for kernels whose results are bit-equal to the reference: no fused multiply-add."""
 
 
+OLDEST = (7, 5)
+"""The compute capability that the kernels need at least."""
+
+
 def interpreted() -> bool:
     """Whether Triton runs kernels in its interpreter."""
     return os.environ.get("TRITON_INTERPRET") == "1"
@@ -45,7 +54,29 @@ def devices() -> tuple[Device, ...]:
         return ()
     if chosen == "triton" and interpreted():
         return ("cpu",)
-    return ("cuda",) if torch.cuda.is_available() else ()
+    # what was asked for by name is tried
+    served = torch.cuda.is_available() and (chosen == "triton" or not obstacle())
+    return ("cuda",) if served else ()
+
+
+@cache
+def obstacle() -> str:
+    """What keeps Triton from this machine's GPUs, of what can be seen without waking them; empty for nothing.
+
+    Triton compiles a launcher in C for every kernel, against Python's headers.
+    """
+    if torch.version.hip:
+        return "the kernels are made for NVIDIA's GPUs and untried on AMD's; LORASMITH_KERNELS=triton tries them"
+    if sys.platform != "linux" or interpreted():
+        return ""
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "Triton needs a C compiler; install gcc, or name yours in CC"
+    # Debian's own scheme names a folder of packages that pip has installed
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
+    header = Path(sysconfig.get_path("include", scheme), "Python.h")
+    if header.is_file() or os.environ.get("CPATH") or os.environ.get("C_INCLUDE_PATH"):
+        return ""
+    return f"Triton needs Python's headers, and there is no {header}; install python3-dev"
 
 
 def version() -> str:
@@ -65,7 +96,7 @@ def absence() -> str:
         return "triton is not installed"
     if interpreted():
         return "there is no CUDA GPU, and the interpreter serves the CPU only with LORASMITH_KERNELS=triton"
-    return "there is no CUDA GPU"
+    return obstacle() if torch.cuda.is_available() else "there is no CUDA GPU"
 
 
 def serve(name: str, function: Callable) -> None:
@@ -75,8 +106,21 @@ def serve(name: str, function: Callable) -> None:
 
 
 def current(tensor: Tensor) -> AbstractContextManager[object]:
-    """A block in which kernels are launched on the device of tensor."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+    """A block in which kernels are launched on the device of tensor. Raises DeviceError for a GPU that is too old."""
+    if not tensor.is_cuda:
+        return nullcontext()
+    _check_age(tensor.device)
+    return torch.cuda.device(tensor.device)
+
+
+@cache
+def _check_age(device: torch.device) -> None:
+    capability = torch.cuda.get_device_capability(device)
+    if capability < OLDEST and not torch.version.hip:
+        name, has, needs = torch.cuda.get_device_name(device), *(".".join(map(str, c)) for c in (capability, OLDEST))
+        raise DeviceError(
+            f"{name} has compute capability {has}, and Triton's kernels need {needs}; set LORASMITH_KERNELS=reference"
+        )
 
 
 def unbroken(x: Tensor) -> Tensor:

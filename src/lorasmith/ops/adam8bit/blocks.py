@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lorasmith.formats import dynamic_map, unsigned_dynamic_map
+from lorasmith.formats.lasting import lasting
 from lorasmith.ops.blockwise.reference import boundaries, dequantize_flat
 
 BLOCKSIZE = 256
@@ -29,7 +30,7 @@ class Map:
 def signed_map(device: torch.device) -> Map:
     """The map of first moments."""
     levels = dynamic_map(device)
-    with torch.inference_mode(False):
+    with lasting():
         return Map(levels, boundaries(levels)[0])
 
 
@@ -37,7 +38,7 @@ def signed_map(device: torch.device) -> Map:
 def unsigned_map(device: torch.device) -> Map:
     """The map of second moments. Only zero has the level zero: a step divides by the square root of what is kept."""
     levels = unsigned_dynamic_map(device)
-    with torch.inference_mode(False):
+    with lasting():
         edges = boundaries(levels)[0]
         edges[0] = 0.0
     return Map(levels, edges)

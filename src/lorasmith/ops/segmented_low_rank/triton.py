@@ -45,8 +45,8 @@ def _project(
     out,
     x_stride,
     part_stride,
+    part_features,
     FEATURES: tl.constexpr,
-    PART: tl.constexpr,
     RANK: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -58,8 +58,8 @@ def _project(
     # an adapter of a smaller rank reads nothing for the ranks that it lacks
     mine = mine & (tl.program_id(1) * RANKS < rank)
     h = tl.zeros([ROWS, RANKS], tl.float32)
-    for start in range(0, PART, COLUMNS):
-        column = part * PART + start + tl.arange(0, COLUMNS)
+    for start in range(0, loop_end(part_features), COLUMNS):
+        column = part * part_features + start + tl.arange(0, COLUMNS)
         inside = column < FEATURES
         values = tl.load(x + row[:, None] * x_stride + column[None, :], mask=mine[:, None] & inside[None, :], other=0.0)
         factor = a + (first + r)[None, :] * FEATURES + column[:, None]
@@ -113,15 +113,15 @@ def _outer(
     out,
     x_stride,
     part_stride,
+    parts,
     FEATURES: tl.constexpr,
-    PARTS: tl.constexpr,
     RANK: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     RANKS: tl.constexpr,
 ):
-    adapter = tl.program_id(0) // PARTS
-    part = tl.program_id(0) % PARTS
+    adapter = tl.program_id(0) // parts
+    part = tl.program_id(0) % parts
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     r = tl.program_id(2) * RANKS + tl.arange(0, RANKS)
     inside = column < FEATURES
@@ -129,8 +129,8 @@ def _outer(
     first = tl.load(ranks + adapter)
     known = r < tl.load(ranks + adapter + 1) - first
     total = tl.zeros([RANKS, COLUMNS], tl.float32)
-    for step in range(0, loop_end(tl.cdiv(end - begin, ROWS * PARTS))):
-        place = begin + (step * PARTS + part) * ROWS + tl.arange(0, ROWS)
+    for step in range(0, loop_end(tl.cdiv(end - begin, ROWS * parts))):
+        place = begin + (step * parts + part) * ROWS + tl.arange(0, ROWS)
         mine = place < end
         row = tl.load(order + place, mask=mine, other=0).to(tl.int64)
         hidden = h + place.to(tl.int64)[None, :] * RANK + r[:, None]
@@ -157,7 +157,9 @@ def project(x: Tensor, a: Tensor, *parts_and_rank: Any) -> Tensor:
     with current(x):
         _project[(len(tiles), chunks, parts)](
             *(values, factors, order, bounds, ranks, scales, tiles, out, values.stride(0), order.shape[0] * rank),
-            **{"FEATURES": features, "PART": part_steps * sizes["COLUMNS"], "RANK": rank, "ROWS": tile_rows},
+            # how the work is cut depends on the batch, and nothing is compiled anew for that
+            part_steps * sizes["COLUMNS"],
+            **{"FEATURES": features, "RANK": rank, "ROWS": tile_rows},
             **sizes,
             num_stages=3 if _narrow(x) else 2,
         )
@@ -195,8 +197,8 @@ def outer(h: Tensor, x: Tensor, *parts_and_total: Any) -> Tensor:
     out = _parts(parts, (total_rank, features), h)
     with current(x):
         _outer[(adapters * parts, *grid)](
-            *(h.contiguous(), values, order, bounds, ranks, out, values.stride(0), total_rank * features),
-            **{"FEATURES": features, "PARTS": parts, "RANK": rank, "ROWS": tile_rows},
+            *(h.contiguous(), values, order, bounds, ranks, out, values.stride(0), total_rank * features, parts),
+            **{"FEATURES": features, "RANK": rank, "ROWS": tile_rows},
             **sizes,
             num_stages=2,
         )
