@@ -27,7 +27,7 @@ FLOORS = [
     {"models"},
     {"methods"},
     {"attach"},
-    {"data"},
+    {"data", "decoding"},
     {"evaluation", "planning"},
     {"training"},
     {"export", "serving", "report"},

@@ -1,0 +1,6 @@
+"""Generating faster: decode steps that are recorded once and replayed without Python."""
+
+from lorasmith.decoding.graphs import decoding_graphs
+from lorasmith.decoding.recorder import NotRecordable, Recorder
+
+__all__ = ["NotRecordable", "Recorder", "decoding_graphs"]
