@@ -131,26 +131,27 @@ def adapted(rows: int, dtype: torch.dtype) -> object:
     return adapted_blockwise.adapted_blockwise_linear(x, None, a, b, 1.0, *stored((64, 512), nested=True))
 
 
-def product(rows: int, dtype: torch.dtype, nested: bool, rank: int = 0) -> object:
+def product(rows: int, dtype: torch.dtype, nested: bool, rank: int = 0, h: torch.dtype = torch.float32) -> object:
     """With 1,024 columns and few rows the sums are split."""
     weight = packed_weight(stored((128, 1024), nested))
-    update = Update(torch.zeros(rows, rank), torch.zeros(128, rank, dtype=dtype)) if rank else None
+    update = Update(torch.zeros(rows, rank, dtype=h), torch.zeros(128, rank, dtype=dtype)) if rank else None
     multiply = vector.multiply if rows == 1 else matrix.forward
     return multiply(torch.zeros(rows, 1024, dtype=dtype), torch.zeros(128, dtype=dtype), weight, update)
 
 
-def product_backward(rows: int, dtype: torch.dtype) -> object:
-    return matrix.backward(torch.zeros(rows, 128, dtype=dtype), packed_weight(stored((128, 1024), nested=True)))
+def product_backward(rows: int, dtype: torch.dtype, rank: int = 0) -> object:
+    u, a = (torch.zeros(rows, rank, dtype=dtype), torch.zeros(rank, 1024, dtype=dtype)) if rank else (None, None)
+    return matrix.backward(torch.zeros(rows, 128, dtype=dtype), packed_weight(stored((128, 1024), nested=True)), u, a)
 
 
 SAMPLES["a row, adapted"] = partial(adapted, 1, torch.bfloat16)
 SAMPLES["a row"] = partial(product, 1, torch.float16, nested=False)
 SAMPLES["32 rows, adapted"] = partial(product, 32, torch.float32, nested=False, rank=40)
-SAMPLES["1024 rows"] = partial(product, 1024, torch.bfloat16, nested=True, rank=8)
+SAMPLES["1024 rows"] = partial(product, 1024, torch.bfloat16, nested=True, rank=8, h=torch.bfloat16)
 for dtype in FLOATS:
     SAMPLES[f"few rows, {dtype}"] = partial(product, 5, dtype, nested=True)
     SAMPLES[f"gradient of 64 rows, {dtype}"] = partial(product_backward, 64, dtype)
-SAMPLES["gradient of 1024 rows"] = partial(product_backward, 1024, torch.bfloat16)
+SAMPLES["gradient of 1024 rows"] = partial(product_backward, 1024, torch.bfloat16, rank=8)
 
 
 def int8(rows: int, dtype: torch.dtype, threshold: float) -> None:

@@ -1,6 +1,7 @@
 """The linear layer on stored blocks: values, gradients, and a scratch buffer that is never seen from outside."""
 
 import threading
+from importlib import import_module
 
 import pytest
 import torch
@@ -8,12 +9,14 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from gpu_kernels import triton_kernels
+from gpu_kernels import DEVICE, triton_kernels
 from lorasmith import ops
 from lorasmith.errors import FormatError
 from lorasmith.formats import dynamic_map, formats
 from lorasmith.ops import scratch
 from lorasmith.ops.blockwise import reference
+from lorasmith.ops.blockwise_linear.packed import Update
+from lorasmith.ops.gpu import tuned
 
 NF4 = formats["nf4"].codebook("cpu")
 # the first four fall to the panel on AVX2 with any rows, the others only with more than four
@@ -135,6 +138,40 @@ def test_tritons_kernels_write_every_element_of_their_results(rows, monkeypatch)
         patch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(float("nan")))
         y = kernels.few_rows(torch.ones(rows, 512), None, kernels.packed_weight(stored), None)
     torch.testing.assert_close(y, weight.sum(1).expand(rows, 40), atol=1e-4, rtol=1e-5)
+
+
+def every_tile():
+    """The direction and tile of each that a product may be computed in, and the name of its list."""
+    tiling = pytest.importorskip("lorasmith.ops.blockwise_linear.tiling", reason="triton is not installed")
+    lists = (("forward", tiling.FORWARD), ("backward", tiling.BACKWARD))
+    return {(direction, tile): name for direction, found in lists for name, tiles in found.items() for tile in tiles}
+
+
+def test_every_tile_that_may_be_chosen_gives_the_product_and_the_update(monkeypatch):
+    tiles = every_tile()
+    matrix = import_module("lorasmith.ops.blockwise_linear.matrix")
+    generator = torch.Generator().manual_seed(0)
+    normal = lambda *sizes: torch.randn(*sizes, generator=generator).to(DEVICE)  # noqa: E731
+    # outputs and ranks end within a tile, and so do the rows of the second one
+    stored, weight = parts_of((40, 128), 64, True, generator)
+    packed = triton_kernels("blockwise_linear").packed_weight(stored)
+    weight, b, a = weight.to(DEVICE), normal(40, 20), normal(20, 128)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *sizes, **kinds: empty(*sizes, **kinds).fill_(float("nan")))
+    for (direction, tile), name in tiles.items():
+        kernel = tuned([tile.config], key=[])(getattr(matrix, f"_{direction}"))
+        monkeypatch.setitem(getattr(matrix, f"_{direction.upper()}"), "chosen", kernel)
+        monkeypatch.setattr(matrix, f"{direction}_tiles", lambda rows, dtype: "chosen")
+        monkeypatch.setitem(matrix.FORWARD, "chosen", (tile,))
+        low = normal(tile.rows + 2, 20)
+        if direction == "forward":
+            x = normal(tile.rows + 2, 128)
+            y, expected = matrix.forward(x, None, packed, Update(low, b)), x @ weight.T + low @ b.T
+        else:
+            grad = normal(tile.rows + 2, 40)
+            y, expected = matrix.backward(grad, packed, low, a), grad @ weight + low @ a
+        # f32 sums of 128 products in another order
+        torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-5, msg=f"{direction}, {name}, {tile}")
 
 
 def test_tritons_result_is_the_same_bit_for_bit_in_every_call():

@@ -36,6 +36,18 @@ def test_every_kernel_compiles_to_machine_code_of_an_h200(tmp_path):
     assert not [line for line in lines if "NOTHING" in line]
 
 
+@pytest.mark.parametrize(
+    "interpreter, choices, left", [("1", "", 1), ("0", "fixed", 1), ("0", "measured", 2), ("0", "", 2)]
+)
+def test_a_kernel_takes_its_first_tile_where_nothing_is_to_be_measured(interpreter, choices, left, monkeypatch):
+    triton = pytest.importorskip("triton", reason="triton is not installed")
+    monkeypatch.setenv("TRITON_INTERPRET", interpreter)
+    monkeypatch.setenv("LORASMITH_CHOICES", choices)
+    configs = [triton.Config({"TILE": tile}) for tile in (1, 2)]
+    kernel = gpu.tuned(configs, ["x"])(triton.jit(test_triton_serves_the_cpu_only_where_both_variables_ask_for_it))
+    assert [config.kwargs["TILE"] for config in kernel.configs] == [1, 2][:left]
+
+
 def test_triton_serves_the_cpu_only_where_both_variables_ask_for_it():
     code = "from lorasmith.ops import gpu; import torch; print(gpu.devices() or torch.cuda.is_available())"
     without = run("-c", code, LORASMITH_KERNELS="", TRITON_INTERPRET="1")

@@ -35,17 +35,27 @@ def take(ways: Mapping[str, Way], rule: str, kind: str | None, device: torch.dev
     ways give the same but for rounding. The rule holds for kind None, for other devices than CUDA's, and, where nothing
     is known yet, while a graph is captured. Raises DeviceError where LORASMITH_CHOICES names no way.
     """
-    asked = os.environ.get("LORASMITH_CHOICES") or MEASURED
-    if asked not in (MEASURED, FIXED, *ways):
-        raise DeviceError(f"LORASMITH_CHOICES={asked} is not known; set it to one of {(MEASURED, FIXED, *ways)}")
-    if asked in ways:
-        return ways[asked]()
-    if asked == FIXED or kind is None or device.type != "cuda":
+    wanted = asked()
+    if wanted not in (MEASURED, FIXED, *ways):
+        raise DeviceError(f"LORASMITH_CHOICES={wanted} is not known; set it to one of {(MEASURED, FIXED, *ways)}")
+    if wanted in ways:
+        return ways[wanted]()
+    if wanted == FIXED or kind is None or device.type != "cuda":
         return ways[rule]()
     choices = choices_of(device)
     if torch.cuda.is_current_stream_capturing():
         return ways[choices.known(kind, ways) or rule]()
     return ways[choices.fastest(kind, ways, seconds)]()
+
+
+def asked() -> str:
+    """What LORASMITH_CHOICES says."""
+    return os.environ.get("LORASMITH_CHOICES") or MEASURED
+
+
+def size_class(rows: int) -> int:
+    """rows up to the next power of two: calls whose rows round to the same are one kind."""
+    return 1 << (rows - 1).bit_length()
 
 
 @cache

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lorasmith.errors import DeviceError
+from lorasmith.ops import choice
 from lorasmith.ops.library import Device, chosen_kernels, implement_native
 
 try:
@@ -129,7 +130,11 @@ def unbroken(x: Tensor) -> Tensor:
 
 
 def tuned(configs: Sequence[Any], key: Sequence[str]) -> Callable:
-    """triton.autotune over configs by the values of key, its choice kept on disk; the interpreter takes the first."""
-    if interpreted():
+    """triton.autotune over configs by the values of key, its choice kept on disk by triton.
+
+    Kernels must only write, since the one that is timed runs often. The interpreter takes the first of configs, and so
+    does LORASMITH_CHOICES=fixed, as it stands when the kernels are imported.
+    """
+    if interpreted() or choice.asked() == choice.FIXED:
         return triton.autotune(configs=list(configs[:1]), key=list(key))
     return triton.autotune(configs=list(configs), key=list(key), cache_results=True)

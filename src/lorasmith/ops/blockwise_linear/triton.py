@@ -63,8 +63,7 @@ def blockwise_linear_backward(grad: Tensor, *stored: Any) -> Tensor:
 
 def _chosen(direction: str, values: Tensor, weight: PackedWeight, ways: dict[str, choice.Way]) -> Tensor:
     rows = values.shape[0]
-    # rows up to the next power of two are one kind
-    sizes = f"{1 << (rows - 1).bit_length()}x{weight.out_features}x{weight.in_features}"
+    sizes = f"{choice.size_class(rows)}x{weight.out_features}x{weight.in_features}"
     storage = f"blocks of {weight.blocksize}{' nested' if weight.nested_blocksize else ''}"
     kind = f"blockwise linear {direction} {sizes} {values.dtype} {storage}" if rows <= MEASURED_ROWS else None
     return choice.take(ways, "fused" if rows <= FUSED_ROWS else "buffer", kind, values.device)
