@@ -47,6 +47,11 @@ def stored(shape: tuple[int, ...], nested: bool, blocksize: int = 64) -> tuple[o
     return packed, torch.zeros(blocks, dtype=torch.uint8), NF4, blocksize, shape, *parts
 
 
+def into_columns() -> None:
+    parts = stored((64, 64), nested=True)
+    blockwise.dequantize_into_columns(parts, torch.zeros(64, 80).bfloat16()[:, :64])
+
+
 def eight_bit(dtype: torch.dtype) -> object:
     values = torch.zeros(256)
     codes, scales = blockwise.quantize_blockwise(values, dynamic_map(), 256)
@@ -60,6 +65,9 @@ for dtype in FLOATS:
     SAMPLES[f"dequantize nested, {dtype}"] = partial(
         blockwise.dequantize_blockwise, *stored((64, 64), nested=True, blocksize=4096), dtype
     )
+
+
+SAMPLES["dequantize into columns"] = into_columns
 
 
 def normed(x: torch.Tensor, plus_one: bool, rounds_first: bool, trains: bool) -> object:

@@ -69,7 +69,7 @@ def test_a_way_that_found_no_memory_is_passed_by_in_this_process_and_measured_ag
     assert json.loads(path.read_text()) == {"another": "fast"}
 
 
-@pytest.mark.parametrize("asked, expected", [("", 1), ("fixed", 1), ("measured", 1), ("fast", 2)])
+@pytest.mark.parametrize("asked, expected", [("", 1), ("fixed", 1), ("measured", 1), ("fast", 2), ("stacked", 1)])
 def test_the_environment_overrules_and_a_cpu_follows_the_rule(asked, expected, monkeypatch):
     monkeypatch.setenv("LORASMITH_CHOICES", asked)
     assert choice.take(WAYS, "slow", "a kind", CPU) == expected
@@ -77,7 +77,7 @@ def test_the_environment_overrules_and_a_cpu_follows_the_rule(asked, expected, m
 
 def test_an_unknown_way_is_refused_with_those_that_there_are(monkeypatch):
     monkeypatch.setenv("LORASMITH_CHOICES", "fastest")
-    with pytest.raises(DeviceError, match=r"fastest is not known.*'measured', 'fixed', 'slow', 'fast'"):
+    with pytest.raises(DeviceError, match=r"fastest is not known.*'measured', 'fixed', 'fused', 'stacked', 'buffer'"):
         choice.take(WAYS, "slow", "a kind", CPU)
 
 

@@ -21,6 +21,7 @@ import lorasmith.ops.rowwise.reference
 import lorasmith.ops.segmented_low_rank.reference
 import lorasmith.ops.token_loss.cpu
 import lorasmith.ops.token_loss.reference
+import lorasmith.ops.updated_blockwise.reference
 from lorasmith.ops import gpu
 from lorasmith.ops.adam8bit.blocks import from_blocks, signed_map, to_blocks, unsigned_map
 from lorasmith.ops.adam8bit.schema import AdamStep, Moment, adam8bit_
@@ -62,7 +63,8 @@ if gpu.devices():
     import lorasmith.ops.rotary.triton
     import lorasmith.ops.rowwise.triton
     import lorasmith.ops.segmented_low_rank.triton
-    import lorasmith.ops.token_loss.triton  # noqa: F401
+    import lorasmith.ops.token_loss.triton
+    import lorasmith.ops.updated_blockwise.triton  # noqa: F401
 
 __all__ = [
     "Activation",

@@ -2,7 +2,7 @@
 
 What was measured is kept on disk, for each device and version of PyTorch, so that a second run computes in the same
 ways and repeats the first bit for bit. LORASMITH_CHOICES=fixed measures nothing and follows the rule that each caller
-states; the name of a way takes that one wherever it is among those to choose from.
+states; the name of a way takes that one wherever it is among those to choose from, and elsewhere the rule's.
 """
 
 import json
@@ -24,6 +24,9 @@ Way = Callable[[], Tensor]
 Stopwatch = Callable[[Way], float]
 
 MEASURED, FIXED = "measured", "fixed"
+NAMES = ("fused", "stacked", "buffer")
+"""The ways that there are; most calls have some of them to choose from."""
+
 ROUNDS = 5
 HEAD_START = 2_000_000
 """Cycles of a GPU's clock, about a millisecond."""
@@ -36,11 +39,11 @@ def take(ways: Mapping[str, Way], rule: str, kind: str | None, device: torch.dev
     is known yet, while a graph is captured. Raises DeviceError where LORASMITH_CHOICES names no way.
     """
     wanted = asked()
-    if wanted not in (MEASURED, FIXED, *ways):
-        raise DeviceError(f"LORASMITH_CHOICES={wanted} is not known; set it to one of {(MEASURED, FIXED, *ways)}")
+    if wanted not in (MEASURED, FIXED, *NAMES, *ways):
+        raise DeviceError(f"LORASMITH_CHOICES={wanted} is not known; set it to one of {(MEASURED, FIXED, *NAMES)}")
     if wanted in ways:
         return ways[wanted]()
-    if wanted == FIXED or kind is None or device.type != "cuda":
+    if wanted != MEASURED or kind is None or device.type != "cuda":
         return ways[rule]()
     choices = choices_of(device)
     if torch.cuda.is_current_stream_capturing():

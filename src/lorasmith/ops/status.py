@@ -16,6 +16,8 @@ COMPOSED = {
     "blockwise_linear_backward": "dequantize_blockwise_out, then the device's own matmul",
     "rowwise_linear": "int8_matmul; large features in the device's own matmul",
     "rowwise_linear_backward": "the device's own matmul",
+    "updated_blockwise_linear": "blockwise_linear and low_rank_add",
+    "updated_blockwise_linear_backward": "blockwise_linear_backward and low_rank_add",
 }
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lorasmith.ops.block_offset import add_offset, add_offset_gradient
+from lorasmith.ops.library import NATIVE_KERNELS
 from lorasmith.ops.scratch import borrowed
 
 
@@ -27,6 +28,12 @@ class Product(Protocol):
     def adapted(self, x: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor | None:
         """x W^T + bias + scaling x A^T B^T of x [..., I] in x's type, where one operation does it without gradients."""
 
+    def updated(self, x: Tensor, bias: Tensor | None, h: Tensor, b: Tensor) -> Tensor | None:
+        """x W^T + bias + h B^T of x [N, I], h [N, R] and B [O, R] of one type, where one operation does it."""
+
+    def updated_backward(self, grad: Tensor, u: Tensor, a: Tensor) -> Tensor | None:
+        """grad W + u A of grad [N, O], u [N, R] and A [R, I] of one type, where one operation does it."""
+
 
 @runtime_checkable
 class Multiplier(Protocol):
@@ -39,8 +46,21 @@ class Multiplier(Protocol):
         """The type that the layer converts x to."""
 
 
+class _Apart:
+    """A product with which updates share no operation."""
+
+    def adapted(self, x: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor | None:
+        return None
+
+    def updated(self, x: Tensor, bias: Tensor | None, h: Tensor, b: Tensor) -> Tensor | None:
+        return None
+
+    def updated_backward(self, grad: Tensor, u: Tensor, a: Tensor) -> Tensor | None:
+        return None
+
+
 @dataclass(frozen=True)
-class DenseProduct:
+class DenseProduct(_Apart):
     """W as an ordinary matrix; in another type than the operands it passes through the reused buffer."""
 
     weight: Tensor
@@ -55,9 +75,6 @@ class DenseProduct:
             return grad @ self.weight
         with borrowed(tuple(self.weight.shape), grad.dtype, grad.device) as weight_OI:
             return grad @ weight_OI.copy_(self.weight)
-
-    def adapted(self, x: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor | None:
-        return None
 
 
 @dataclass(frozen=True)
@@ -74,6 +91,16 @@ class BlockwiseProduct:
 
     def adapted(self, x: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor | None:
         return torch.ops.lorasmith.adapted_blockwise_linear.default(x, bias, a, b, scaling, *self.stored)
+
+    def updated(self, x: Tensor, bias: Tensor | None, h: Tensor, b: Tensor) -> Tensor | None:
+        if x.device.type not in NATIVE_KERNELS["updated_blockwise_linear"]:
+            return None
+        return torch.ops.lorasmith.updated_blockwise_linear.default(x, bias, h, b, *self.stored)
+
+    def updated_backward(self, grad: Tensor, u: Tensor, a: Tensor) -> Tensor | None:
+        if grad.device.type not in NATIVE_KERNELS["updated_blockwise_linear_backward"]:
+            return None
+        return torch.ops.lorasmith.updated_blockwise_linear_backward.default(grad, u, a, *self.stored)
 
 
 @dataclass(frozen=True)
@@ -93,9 +120,17 @@ class OffsetProduct:
         y = self.product.adapted(x, bias, a, b, scaling)
         return None if y is None else add_offset(y, x, self.zeros)
 
+    def updated(self, x: Tensor, bias: Tensor | None, h: Tensor, b: Tensor) -> Tensor | None:
+        y = self.product.updated(x, bias, h, b)
+        return None if y is None else add_offset(y, x, self.zeros)
+
+    def updated_backward(self, grad: Tensor, u: Tensor, a: Tensor) -> Tensor | None:
+        grad_x = self.product.updated_backward(grad, u, a)
+        return None if grad_x is None else add_offset_gradient(grad_x, grad, self.zeros)
+
 
 @dataclass(frozen=True)
-class RowwiseProduct:
+class RowwiseProduct(_Apart):
     """W stored in int8 with a scale a row; see the op rowwise_linear."""
 
     codes: Tensor
@@ -107,6 +142,3 @@ class RowwiseProduct:
 
     def backward(self, grad: Tensor) -> Tensor:
         return torch.ops.lorasmith.rowwise_linear_backward.default(grad, self.codes, self.absmax)
-
-    def adapted(self, x: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor | None:
-        return None

@@ -79,30 +79,57 @@ def _computed(
 ) -> tuple[Tensor, _Kept]:
     """y [..., O] in x's type, and what to keep; tensors are A, B and gain of each update."""
     wide = product_dtype(x.dtype, x.device)
-    exact = factor_dtype(wide, x.device)
     gains = tensors[2::3]
     gained = any(gain is not None for gain in gains)
     kept = _Kept()
     with without_autocast(x.device):
         x_NI = x.reshape(-1, x.shape[-1])
-        y_NO = product.forward(x_NI.to(wide), None if bias is None or gained else bias.to(wide))
-        for course, a_RI, b_OR in zip(courses, tensors[::3], tensors[1::3], strict=True):
-            assert a_RI is not None
-            assert b_OR is not None
-            rank = a_RI.shape[0]
-            a_RI, b_OR = with_start(a_RI.to(exact), b_OR.to(exact), course.start)
-            x_nI, mask = course.drop(x_NI)
-            h_nR = course.project(x_nI, a_RI)
-            # for the gradient of B, which the start has none of
-            kept.hiddens.append(course.own(h_nR, rank))
-            kept.masks.append(mask)
-            last = len(kept.hiddens) == len(courses) and not gained
-            y_NO = course.add(y_NO, h_nR, b_OR.T, x.dtype if last else wide)
+        parts = zip(courses, tensors[::3], tensors[1::3], strict=True)
+        lows = [_low(course, x_NI, a, b, wide, kept) for course, a, b in parts]
+        base_bias = None if bias is None or gained else bias.to(wide)
+        y_NO = _sum(product, x_NI, base_bias, courses, lows, wide, wide if gained else x.dtype)
         if gained:
             kept.sum = y_NO.to(x.dtype, copy=True) if keeps_sum else None
             y_NO = _amplified_(y_NO, courses, gains)
             y_NO = y_NO if bias is None else y_NO.add_(bias)
     return y_NO.to(x.dtype).view(*x.shape[:-1], y_NO.shape[1]), kept
+
+
+def _low(
+    course: Course, x_NI: Tensor, a_RI: Tensor | None, b_OR: Tensor | None, wide: torch.dtype, kept: _Kept
+) -> tuple[Tensor, Tensor]:
+    """h [n, R] and B [O, R] of an update, those of its start among them."""
+    assert a_RI is not None
+    assert b_OR is not None
+    exact = factor_dtype(wide, x_NI.device)
+    rank = a_RI.shape[0]
+    a_RI, b_OR = with_start(a_RI.to(exact), b_OR.to(exact), course.start)
+    x_nI, mask = course.drop(x_NI)
+    h_nR = course.project(x_nI, a_RI)
+    # for the gradient of B, which the start has none of
+    kept.hiddens.append(course.own(h_nR, rank))
+    kept.masks.append(mask)
+    return h_nR, b_OR
+
+
+def _sum(
+    product: Product,
+    x_NI: Tensor,
+    bias: Tensor | None,
+    courses: tuple[Course, ...],
+    lows: Sequence[tuple[Tensor, Tensor]],
+    wide: torch.dtype,
+    dtype: torch.dtype,
+) -> Tensor:
+    """x W^T + bias, and what the updates add: [N, O], in dtype if there are updates and the last has all rows."""
+    if len(courses) == 1 and courses[0].everywhere:
+        y_NO = product.updated(x_NI.to(wide), bias, *lows[0])
+        if y_NO is not None:
+            return y_NO
+    y_NO = product.forward(x_NI.to(wide), bias)
+    for number, (course, (h_nR, b_OR)) in enumerate(zip(courses, lows, strict=True), 1):
+        y_NO = course.add(y_NO, h_nR, b_OR.T, dtype if number == len(courses) else wide)
+    return y_NO
 
 
 def _amplified_(values_NO: Tensor, courses: Sequence[Course], gains: Sequence[Tensor | None]) -> Tensor:
@@ -148,8 +175,7 @@ class _AdaptedLinear(torch.autograd.Function):
             grad_gains = _grad_gains(grad_NO, sum_NO, ctx.courses, tensors[2::3], needs[2::3])
             if any(gain is not None for gain in tensors[2::3]):
                 grad_NO = _amplified_(grad_NO.to(ctx.wide, copy=True), ctx.courses, tensors[2::3])
-            if ctx.needs_input_grad[0]:
-                grad_x = ctx.product.backward(grad_NO.to(ctx.wide))
+            lows = []
             factors = (tensors[::3], tensors[1::3], needs[::3], needs[1::3])
             parts = zip(ctx.courses, *factors, hiddens, masks, grad_gains, strict=True)
             for course, a_RI, b_OR, needs_a, needs_b, h_nR, mask, grad_gain in parts:
@@ -160,12 +186,30 @@ class _AdaptedLinear(torch.autograd.Function):
                 grads.append(course.outer(own_nR, course.dropped(x_NI, mask)).to(a_RI.dtype) if needs_a else None)
                 grads.append(course.outer(h_nR, grad_nO).T.to(b_OR.dtype).contiguous() if needs_b else None)
                 grads.append(grad_gain)
-                if grad_x is not None:
-                    dtype = ctx.x_dtype if len(grads) == 3 * count else ctx.wide
-                    grad_x = _with_update(grad_x, course, u_nR, all_a, mask, dtype)
-        if grad_x is not None:
-            grad_x = grad_x.to(ctx.x_dtype).view(ctx.x_shape)
+                lows.append((u_nR, all_a, mask))
+            if ctx.needs_input_grad[0]:
+                grad_x = _grad_x(ctx.product, grad_NO, ctx.courses, lows, ctx.wide, ctx.x_dtype)
+                grad_x = grad_x.to(ctx.x_dtype).view(ctx.x_shape)
         return grad_x, grad_bias, None, None, *grads
+
+
+def _grad_x(
+    product: Product,
+    grad_NO: Tensor,
+    courses: tuple[Course, ...],
+    lows: Sequence[tuple[Tensor, Tensor, Tensor | None]],
+    wide: torch.dtype,
+    dtype: torch.dtype,
+) -> Tensor:
+    """g W, and what the updates (u, A, mask) add: [N, I], in dtype if there are updates and the last has all rows."""
+    if len(courses) == 1 and courses[0].everywhere and lows[0][2] is None:
+        grad_x = product.updated_backward(grad_NO.to(wide), *lows[0][:2])
+        if grad_x is not None:
+            return grad_x
+    grad_x = product.backward(grad_NO.to(wide))
+    for number, (course, (u_nR, a_RI, mask)) in enumerate(zip(courses, lows, strict=True), 1):
+        grad_x = _with_update(grad_x, course, u_nR, a_RI, mask, dtype if number == len(courses) else wide)
+    return grad_x
 
 
 def _grad_gains(

@@ -95,6 +95,11 @@ class Course:
     def of(cls, update: LowRank) -> "Course":
         return cls(update.scaling, update.dropout, update.gate, update.rows, update.start, update.segments)
 
+    @property
+    def everywhere(self) -> bool:
+        """Whether it adds one product h B^T to all rows."""
+        return self.rows is None and self.segments is None
+
     def of_rows(self, values: Tensor) -> Tensor:
         """The update's rows [n, F] of values [N, F]: a view, or a copy where they are numbered."""
         return values if self.rows is None else values[self.rows]

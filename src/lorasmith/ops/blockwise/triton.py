@@ -5,6 +5,7 @@ once a block.
 """
 
 from math import prod
+from typing import Any
 
 import torch
 import triton
@@ -100,11 +101,14 @@ def _dequantize(
     nested_codebook,
     out,
     numel,
+    columns,
     NESTED: tl.constexpr,
     BITS: tl.constexpr,
+    GAP: tl.constexpr,
     BLOCKSIZE: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
+    """A row of out ends GAP elements before the next begins; with a gap, blocks do not cross rows."""
     block = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
     known = block * BLOCKSIZE < numel
     scale = scale_of(block, known, scales, nested_scales, nested_offset, nested_codebook, NESTED)[:, None]
@@ -116,7 +120,10 @@ def _dequantize(
     else:
         codes = tl.load(packed + place, mask=place < numel, other=0).to(tl.int32)
         values = tl.load(codebook + codes) * scale
-    tl.store(out + place, rounded(values, out.dtype.element_ty), mask=place < numel)
+    inside = place < numel
+    if GAP > 0:
+        place += (block * BLOCKSIZE // columns * GAP)[:, None]
+    tl.store(out + place, rounded(values, out.dtype.element_ty), mask=inside)
 
 
 def quantize_blockwise(x: Tensor, codebook: Tensor, blocksize: int) -> tuple[Tensor, Tensor]:
@@ -149,18 +156,38 @@ def dequantize_blockwise_out(
     out: Tensor,
 ) -> None:
     """Fill out with the values; see schema.py."""
+    stored = (packed, scales, codebook, blocksize, shape)
+    nested = (nested_scales, nested_offset, nested_codebook, nested_blocksize)
+    if out.dtype not in FLOATS or prod(shape) == 0:
+        reference.dequantize_blockwise_out(*stored, *nested, out)
+    else:
+        _launch(*stored, *nested, out, 0)
+
+
+def dequantize_into_columns(stored: tuple[Any, ...], out: Tensor) -> None:
+    """Fill out [O, I], columns of a matrix that has more of them, with the values; its blocks do not cross rows."""
+    _launch(*stored, out, out.stride(0) - out.shape[1])
+
+
+def _launch(
+    packed: Tensor,
+    scales: Tensor,
+    codebook: Tensor,
+    blocksize: int,
+    shape: tuple[int, ...],
+    nested_scales: Tensor | None,
+    nested_offset: Tensor | None,
+    nested_codebook: Tensor | None,
+    nested_blocksize: int,
+    out: Tensor,
+    gap: int,
+) -> None:
     numel = prod(shape)
-    if out.dtype not in FLOATS or numel == 0:
-        nested = (nested_scales, nested_offset, nested_codebook, nested_blocksize)
-        reference.dequantize_blockwise_out(packed, scales, codebook, blocksize, shape, *nested, out)
-        return
     tile, grid = _tiles(numel, blocksize)
-    nested_tensors = (nested_scales, nested_offset, nested_codebook)
-    parts = (packed, scales, codebook, *nested_tensors, out, numel)
+    parts = (packed, scales, codebook, nested_scales, nested_offset, nested_codebook, out, numel, shape[-1])
+    group = 0 if nested_scales is None else nested_blocksize
     with current(packed):
-        _dequantize[grid](
-            *parts, NESTED=0 if nested_scales is None else nested_blocksize, BITS=bits_of(codebook), **tile, **EXACT
-        )
+        _dequantize[grid](*parts, NESTED=group, BITS=bits_of(codebook), GAP=gap, **tile, **EXACT)
 
 
 dequantize_blockwise = into_new(dequantize_blockwise_out)

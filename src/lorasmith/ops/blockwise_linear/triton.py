@@ -22,7 +22,7 @@ FUSED_ROWS = 256
 """Up to so many the fused way is taken where nothing was measured."""
 
 MEASURED_ROWS = 4096
-"""Beyond so many the buffer costs a few percent of the product; it is taken without measuring."""
+"""Beyond so many the dense W is a few percent of the product, and a copy of x larger than it: no way but the buffer."""
 
 
 def few_rows(x: Tensor, bias: Tensor | None, weight: PackedWeight, update: Update | None) -> Tensor:
@@ -44,7 +44,7 @@ def blockwise_linear(x: Tensor, bias: Tensor | None, *stored: Any) -> Tensor:
             "fused": lambda: matrix.forward(x_NI, bias, weight, None),
             "buffer": lambda: reference.blockwise_linear(x_NI, bias, *stored),
         }
-        y_NO = _chosen("forward", x_NI, weight, ways)
+        y_NO = chosen("forward", x_NI, weight, ways)
     return y_NO.view(*x.shape[:-1], weight.out_features)
 
 
@@ -58,10 +58,11 @@ def blockwise_linear_backward(grad: Tensor, *stored: Any) -> Tensor:
         "fused": lambda: matrix.backward(grad_NO, weight),
         "buffer": lambda: reference.blockwise_linear_backward(grad_NO, *stored),
     }
-    return _chosen("backward", grad_NO, weight, ways).view(*grad.shape[:-1], weight.in_features)
+    return chosen("backward", grad_NO, weight, ways).view(*grad.shape[:-1], weight.in_features)
 
 
-def _chosen(direction: str, values: Tensor, weight: PackedWeight, ways: dict[str, choice.Way]) -> Tensor:
+def chosen(direction: str, values: Tensor, weight: PackedWeight, ways: dict[str, choice.Way]) -> Tensor:
+    """What the fastest of ways gives for values [N, F]; direction tells kinds of products with W apart."""
     rows = values.shape[0]
     sizes = f"{choice.size_class(rows)}x{weight.out_features}x{weight.in_features}"
     storage = f"blocks of {weight.blocksize}{' nested' if weight.nested_blocksize else ''}"
