@@ -161,15 +161,17 @@ def dequantize_blockwise_out(
     if out.dtype not in FLOATS or prod(shape) == 0:
         reference.dequantize_blockwise_out(*stored, *nested, out)
     else:
-        _launch(*stored, *nested, out, 0)
+        _launch(out, 0, *stored, *nested)
 
 
 def dequantize_into_columns(stored: tuple[Any, ...], out: Tensor) -> None:
     """Fill out [O, I], columns of a matrix that has more of them, with the values; its blocks do not cross rows."""
-    _launch(*stored, out, out.stride(0) - out.shape[1])
+    _launch(out, out.stride(0) - out.shape[1], *stored)
 
 
 def _launch(
+    out: Tensor,
+    gap: int,
     packed: Tensor,
     scales: Tensor,
     codebook: Tensor,
@@ -179,8 +181,6 @@ def _launch(
     nested_offset: Tensor | None,
     nested_codebook: Tensor | None,
     nested_blocksize: int,
-    out: Tensor,
-    gap: int,
 ) -> None:
     numel = prod(shape)
     tile, grid = _tiles(numel, blocksize)
