@@ -41,8 +41,10 @@ def moved(wide: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, c: Const
     """The f32 weight after the step; mean and square are taken on in place."""
     mean.mul_(c.beta1).add_(gradient * c.rest1)
     square.mul_(c.beta2).add_((gradient * gradient).mul_(c.rest2))
-    # in f64, since torch's f32 square root on a CPU (MKL's) is not the nearest number in a fifth of all cases
-    denominator = square.double().sqrt().float().mul_(c.root).add_(c.eps)
+    # in f64, since torch's f32 square root on a CPU (MKL's) is not the nearest number in a fifth of all cases; Apple's
+    # GPUs have no f64
+    exact = square if square.device.type == "mps" else square.double()
+    denominator = exact.sqrt().float().mul_(c.root).add_(c.eps)
     return (wide * c.decay).sub_((mean / denominator).mul_(c.rate))
 
 

@@ -1,11 +1,12 @@
 """A Triton kernel for one row: y = x W^T + bias + h B^T straight from the 4-bit codes of W.
 
-A program owns OUTS rows of W and all their columns, so its sums are whole and in a fixed order. A thread reads codes
-by words, 8 columns that share a scale, which multiplies their sum instead of each of them. Products are f32 and of the
-levels as they are, where the reference rounds level x scale to the type of x first.
+A program owns OUTS rows of W and all their columns, so its sums are whole and in a fixed order. A thread reads 16 bytes
+of codes at once: four words of 8 columns, which share a scale, that multiplies their sum instead of each of them.
+Products are f32 and of the levels as they are, where the reference rounds level x scale to the type of x first.
 
-On an H200 the limit is the arithmetic of decoding: at 75 % of 4.8 TB/s a weight has four instructions. Hence words,
-not bytes (one shift and one mask a code), and levels out of shared memory (tl.gather), whose addresses take no 64 bits.
+On an H200 the limit is the arithmetic of decoding: at 75 % of 4.8 TB/s a weight has four instructions, and compiled for
+it the loop has about seven (ten, by words alone). Hence words and not bytes (one shift and one mask a code), and levels
+out of shared memory (tl.gather), whose addresses take no 64 bits.
 """
 
 import torch
@@ -19,7 +20,9 @@ from lorasmith.ops.gpu import current, tuned
 from lorasmith.ops.tiles import rounded
 
 CONFIGS = [
-    triton.Config({"OUTS": outs, "WORDS": 32 * warps}, num_warps=warps) for outs, warps in ((16, 4), (8, 4), (8, 2))
+    triton.Config({"OUTS": outs, "GROUPS": groups}, num_warps=warps)
+    # one warp passes levels between its lanes, and waits for no other
+    for outs, groups, warps in ((4, 128, 4), (8, 64, 4), (2, 128, 4), (4, 32, 1))
 ]
 
 
@@ -49,25 +52,31 @@ def _multiply(
     NESTED: tl.constexpr,
     BLOCKSIZE: tl.constexpr,
     OUTS: tl.constexpr,
-    WORDS: tl.constexpr,
+    GROUPS: tl.constexpr,
 ):
+    """Columns by groups of four words, 32 of them: the smallest block."""
     o = tl.program_id(0).to(tl.int64) * OUTS + tl.arange(0, OUTS)
     inside = o < out_features
     levels = tl.load(codebook + tl.arange(0, 16))
-    sums = tl.zeros((OUTS, WORDS), tl.float32)
-    for start in range(0, in_features // 8, WORDS):
-        word = start + tl.arange(0, WORDS)
-        known = inside[:, None] & (word < in_features // 8)[None, :]
-        codes = tl.load(words + (o * (in_features // 8))[:, None] + word[None, :], mask=known, other=0)
-        block = (o * (in_features // BLOCKSIZE))[:, None] + (word // (BLOCKSIZE // 8))[None, :]
+    sums = tl.zeros((OUTS, GROUPS), tl.float32)
+    four = tl.arange(0, 4)
+    for start in range(0, in_features // 32, GROUPS):
+        group = start + tl.arange(0, GROUPS)
+        there = group < in_features // 32
+        known = inside[:, None] & there[None, :]
+        first = (o * (in_features // 32))[:, None] + group[None, :]
+        place = (first * 4)[:, :, None] + four[None, None, :]
+        codes = tl.load(words + place, mask=known[:, :, None], other=0)
+        block = first // (BLOCKSIZE // 32)
         scale = scale_of(block, known, scales, nested_scales, nested_offset, nested_codebook, NESTED)
-        products = tl.zeros((OUTS, WORDS), tl.float32)
-        for place in tl.static_range(8):
+        products = tl.zeros((OUTS, GROUPS, 4), tl.float32)
+        for column in tl.static_range(8):
             # within a byte the even column has the high bits
-            level = level_of(levels, (codes >> (4 * (place ^ 1))) & 15)
-            value = tl.load(x + word * 8 + place, mask=word < in_features // 8, other=0.0)
-            products += level * value.to(tl.float32)[None, :]
-        sums += products * scale
+            level = level_of(levels, (codes >> (4 * (column ^ 1))) & 15)
+            where = (group * 32)[:, None] + (four * 8)[None, :] + column
+            value = tl.load(x + where, mask=there[:, None], other=0.0)
+            products += level * value.to(tl.float32)[None, :, :]
+        sums += tl.sum(products, 2) * scale
     y = tl.sum(sums, 1)
     if rank > 0:
         r = tl.arange(0, triton.next_power_of_2(rank))
