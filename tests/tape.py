@@ -27,7 +27,7 @@ class _Recording(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not _WAITING.isdisjoint(func.tags):
+        if _waits(func, args):
             raise NotRecordable(f"its steps wait for {func}")
         places = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         output = func(*args, **kwargs)
@@ -39,6 +39,13 @@ class _Recording(TorchDispatchMode):
         ]
         self.calls.append((func, args, kwargs, made))
         return output
+
+
+def _waits(func: Any, args: Any) -> bool:
+    if func is torch.ops.aten.index.Tensor:
+        # by numbers nothing is counted, by truth values it is
+        return any(index is not None and index.dtype == torch.bool for index in args[1])
+    return not _WAITING.isdisjoint(func.tags)
 
 
 class Tape:

@@ -65,6 +65,12 @@ def test_the_longest_sequence_is_found_from_the_plan(part):
     assert all(row["length"] == row["planned"] > 1 for row in found)
 
 
+def test_every_way_of_decoding_gives_the_same_tokens(part):
+    rows = part("decoding")
+    assert [row["way"] for row in rows] == ["eager", "CUDA graphs", "CUDA graphs, fused blocks"]
+    assert all(row["tokens_per_second"] > 0 and row["share"] > 0 and row["same"] for row in rows)
+
+
 def test_loading_is_told_beside_its_bounds(part):
     bounds, *rows = part("disk_to_gpu")
     assert bounds["read_cached"] > 0

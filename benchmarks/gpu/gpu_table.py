@@ -20,6 +20,7 @@ BEGIN, END = "<!-- table: python benchmarks/gpu/gpu_table.py --write -->", "<!--
 UNMEASURED = "unmeasured"
 STEP, OURS, PEFT, UNSLOTH = "step, 4 x 2048", "ours", "PEFT + bitsandbytes", "Unsloth"
 LARGE = "14336x4096"
+DECODING, EAGER, GRAPHS = "decoding, 1 row", "eager", "CUDA graphs"
 Value = float | None
 
 
@@ -49,6 +50,11 @@ class Results:
         if ours is None or theirs is None:
             return None
         return ours / theirs if ours_over else theirs / ours
+
+    def gain_of_graphs(self) -> Value:
+        """Tokens a second with CUDA graphs over those without."""
+        graphs, eager = (self.value("decoding", DECODING, "tokens_per_second", way) for way in (GRAPHS, EAGER))
+        return None if graphs is None or eager is None else graphs / eager
 
     def peak(self, size: str, way: str) -> Value:
         return self.value("peaks", f"peak, {size}", "allocated", way)
@@ -144,6 +150,11 @@ FIGURES = (
            lambda results: results.share("dequantize NF4 + DQ to bf16"), percent, least=0.85),
     Figure("matrix-vector product from packed NF4, share of the read rate",
            lambda results: results.share("1 rows by packed NF4 + DQ"), percent, least=0.75),
+    Figure("decoding one row, 8B shape in NF4 + LoRA, CUDA graphs: tokens a second",
+           lambda results: results.value("decoding", DECODING, "tokens_per_second", GRAPHS), whole),
+    Figure("the same over steps launched from Python", lambda results: results.gain_of_graphs(), times),
+    Figure("the same: share of the read rate",
+           lambda results: results.value("decoding", DECODING, "share", GRAPHS), percent),
     Figure("longest sequence that trains on 24 GB, 8B shape", longest, whole, least=78_476),
     Figure("memory plan against the measured peak, largest error",
            lambda results: results.value("plan_peaks", "plan, all", "worst"), percent, most=0.08),

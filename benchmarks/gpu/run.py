@@ -41,6 +41,7 @@ PARTS = (
     Part("against_reference", 60, 15),
     Part("kernel_rates", 80, 20),
     Part("qlora_step", 120, 40),
+    Part("decoding", 60, 25),
     Part("peaks", 120, 40),
     Part("longest", 110, 40),
     Part("plan_peaks", 60, 20),

@@ -15,6 +15,7 @@ from lorasmith.attach import attach, save_adapter
 from lorasmith.cli.table import COMMANDS
 from lorasmith.methods.lora import LoraConfig
 from lorasmith.models.load import load
+from tape import Tape
 
 
 @pytest.fixture(scope="session")
@@ -166,6 +167,18 @@ def test_generate_puts_base_and_adapters_side_by_side(lorasmith, model_folder, a
     assert answer.code == 0, answer.err
     base, loud = re.fullmatch(r"\[base\]\n(.*)\n\[loud\]\n(.*)\n", answer.out, flags=re.DOTALL).groups()
     assert base != loud
+
+
+def test_generate_answers_the_same_from_replayed_steps(lorasmith, model_folder, adapter_folder, monkeypatch):
+    command = ["generate", model_folder, "the cat", "--base", "--adapter", adapter_folder, "--max-new-tokens", 6]
+    expected, tape = lorasmith(*command), Tape()
+    # a GPU that records on a tape
+    monkeypatch.setattr("lorasmith.decoding.graphs.CudaGraphs", lambda device: tape)
+    for place in ("lorasmith.decoding.graphs", "lorasmith.cli.generate"):
+        monkeypatch.setattr(f"{place}.require_cuda", lambda device: None)
+    answer = lorasmith(*command, "--cuda-graphs")
+    assert (answer.code, answer.out) == (0, expected.out), answer.err
+    assert tape.recorded == 2
 
 
 def test_generate_continues_as_transformers_does(lorasmith, model_folder):

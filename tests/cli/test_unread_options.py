@@ -78,3 +78,8 @@ def test_a_batch_has_examples(lorasmith, model_folder, data_file):
 def test_a_foreign_adapter_has_an_alpha(lorasmith, tmp_path, alpha):
     answer = lorasmith("convert", tmp_path / "x.safetensors", "--alpha", alpha, "--out", tmp_path / "out")
     refused(answer, f"alpha={alpha}", "above 0")
+
+
+def test_cuda_graphs_need_cuda(lorasmith, model_folder):
+    answer = lorasmith("generate", model_folder, "the cat", "--device", "cpu", "--cuda-graphs")
+    refused(answer, "CUDA graphs need a CUDA GPU", "cpu", "leave them out")

@@ -353,6 +353,7 @@ def test_other_architectures(make):
     expected = generated(model)
     with decoding_graphs(model, tape):
         assert_alike(generated(model), expected)
+    assert tape.recorded == 1
 
 
 def test_rows_with_adapters_of_their_own():
@@ -366,11 +367,14 @@ def test_rows_with_adapters_of_their_own():
     expected, tape = generated(model, IDS, **named), Tape()
     with decoding_graphs(model, tape):
         assert_alike(generated(model, IDS, **named), expected)
+        named["adapter_names"].reverse()
+        assert generated(model, IDS, **named)[0].tolist() != expected[0].tolist()
+    assert tape.recorded == 2
 
 
 def test_no_graphs_without_cuda_or_without_text():
     with (
-        pytest.raises(DeviceError, match="CUDA graphs need a CUDA GPU, and the model is on cpu"),
+        pytest.raises(DeviceError, match="CUDA graphs need a CUDA GPU, and this model runs on cpu"),
         decoding_graphs(llama()),
     ):
         pass

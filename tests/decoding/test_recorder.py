@@ -16,7 +16,7 @@ class Cuda:
     """The part of torch.cuda that a recording calls, which only notes what happens."""
 
     def __init__(self):
-        self.log, self.mode, self.modes = [], 0, []
+        self.log, self.mode, self.modes, self.pools = [], 0, [], 0
         self.fails = False
         self.current = self.stream_named("main")
 
@@ -26,7 +26,8 @@ class Cuda:
         return stream
 
     def graph_pool_handle(self):
-        return "pool"
+        self.pools += 1
+        return f"pool {self.pools}"
 
     def Stream(self, device):
         return self.stream_named("side")
@@ -105,12 +106,22 @@ def test_a_step_is_warmed_up_beside_and_captured_there(cuda):
         "step on side",
         "again",
         "main waits for side",
-        "capture into pool on side, thread_local",
+        "capture into pool 1 on side, thread_local",
         "step on side",
         "captured",
     ]
     assert replay() == "output" and cuda.log[-1] == "replay"
     assert cuda.current.name == "main"
+
+
+def test_graphs_share_a_pool_as_long_as_one_of_them_lives(cuda):
+    graphs = CudaGraphs(torch.device("cuda"))
+    kept = [graphs.record(*steps(cuda)) for _ in range(2)]
+    kept.clear()
+    kept.append(graphs.record(*steps(cuda)))
+    assert [line for line in cuda.log if "into" in line] == [
+        f"capture into pool {number} on side, thread_local" for number in (1, 1, 2)
+    ]
 
 
 def test_a_wait_while_tuning_is_none_of_every_step(cuda):

@@ -1,12 +1,15 @@
 """`lorasmith generate`."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lorasmith.cli.options import AdaptersOption, Device, DeviceOption, QuantizationOption, TrustOption
+from lorasmith.decoding import decoding_graphs, require_cuda
 from lorasmith.errors import InputError
+from lorasmith.models.device import resolve
 from lorasmith.recipes.generate import Speaker, load_speaker, read_prompts
 from lorasmith.recipes.generation import GenerationSettings
 
@@ -27,6 +30,9 @@ def generate(
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     quantization: QuantizationOption = None,
     device: DeviceOption = Device.auto,
+    cuda_graphs: Annotated[
+        bool, typer.Option("--cuda-graphs", help="Replay each token's step as one CUDA graph; not measured yet.")
+    ] = False,
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Answer a prompt, a file of prompts, or chat; several adapters side by side.
@@ -40,17 +46,20 @@ def generate(
     settings = GenerationSettings(max_new_tokens, temperature, top_p, seed, raw)
     if prompt is not None and file is not None:
         raise InputError("a prompt and --file were given; leave one of them out")
+    if cuda_graphs:
+        require_cuda(resolve(device.value))
     prompts = [prompt] if prompt is not None else read_prompts(file) if file else None
     speaker = load_speaker(
         model, tuple(adapter or ()), quantization=quantization, device=device.value, trust_remote_code=trust_remote_code
     )
     voices = speaker.voices(base_too)
-    if prompts is None:
-        _chat(speaker, voices, settings)
-    for text in prompts or []:
-        if len(prompts or []) > 1:
-            typer.echo(f"> {text}")
-        _answer(speaker, voices, [{"role": "user", "content": text}], settings)
+    with decoding_graphs(speaker.model) if cuda_graphs else nullcontext():
+        if prompts is None:
+            _chat(speaker, voices, settings)
+        for text in prompts or []:
+            if len(prompts or []) > 1:
+                typer.echo(f"> {text}")
+            _answer(speaker, voices, [{"role": "user", "content": text}], settings)
 
 
 def _answer(

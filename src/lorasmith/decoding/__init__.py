@@ -1,6 +1,6 @@
 """Generating faster: decode steps that are recorded once and replayed without Python."""
 
-from lorasmith.decoding.graphs import decoding_graphs
+from lorasmith.decoding.graphs import decoding_graphs, require_cuda
 from lorasmith.decoding.recorder import NotRecordable, Recorder
 
-__all__ = ["NotRecordable", "Recorder", "decoding_graphs"]
+__all__ = ["NotRecordable", "Recorder", "decoding_graphs", "require_cuda"]

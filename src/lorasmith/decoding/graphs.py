@@ -81,7 +81,7 @@ def decoding_graphs(model: nn.Module, recorder: Recorder | None = None) -> Itera
 def require_cuda(device: torch.device) -> None:
     """Raise DeviceError unless device is a CUDA GPU."""
     if device.type != "cuda":
-        raise DeviceError(f"CUDA graphs need a CUDA GPU, and the model is on {device.type}; leave them out")
+        raise DeviceError(f"CUDA graphs need a CUDA GPU, and this model runs on {device.type}; leave them out")
 
 
 class _DecodingGraphs:
@@ -102,7 +102,8 @@ class _DecodingGraphs:
         # why nothing is recorded: at all, and of what acts now
         self._off: str | None = None
         self._obstacle: str | None = None
-        self._idle = False
+        # within a call of generate: one that runs as it always did, or one that has looked
+        self._idle = self._generating = False
         self._told: set[str] = set()
 
     def wrapped(self) -> dict[str, Any]:
@@ -119,17 +120,17 @@ class _DecodingGraphs:
         return {"forward": forward, "generate": generate}
 
     def _generate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        before = self._idle
+        before = self._idle, self._generating
         try:
             self._check_call(args, kwargs)
-            self._idle, kwargs = False, self._settled(kwargs)
+            self._idle, self._generating, kwargs = False, True, self._settled(kwargs)
         except NotRecordable as obstacle:
             self._tell(str(obstacle))
             self._idle = True
         try:
             return self.generate(*args, **kwargs)
         finally:
-            self._idle = before
+            self._idle, self._generating = before
 
     def _settled(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments of generate, with a static cache and without transformers' own compiling."""
@@ -180,7 +181,10 @@ class _DecodingGraphs:
 
     def _receive(self, cache: Cache) -> None:
         """Take in what a prompt left behind, before the masks of the steps are made for it."""
-        self._look()
+        # generate has looked where it began
+        if not self._generating or self._glimpse() != self._glimpsed:
+            self._look()
+        self._last_kind = None
         # the first step says what the obstacle is
         with suppress(NotRecordable):
             if self._obstacle is None and cache_buffers.begun(cache):
@@ -234,16 +238,17 @@ class _DecodingGraphs:
 
     def _look(self) -> None:
         """Find the steps of what acts now; none, where weights are not what they were."""
-        if self._weights is None or not self._weights.hold(self.model):
+        modules = standing.parts(self.model)
+        if self._weights is None or not self._weights.hold(modules):
             self._steps.clear()
-            self._weights = Weights(self.model)
-        self._holders = [holder for _, holder in self.book.adapted()]
+            self._weights = Weights(modules)
+        self._holders = [module for module in modules if isinstance(module, SiteHolder)]
         self._glimpsed, self._obstacle, self._last_kind = self._glimpse(), None, None
         try:
-            standing.check(self.model, self.book, self.device)
+            standing.check(self.model, self.book, modules, self.device)
         except NotRecordable as obstacle:
             self._obstacle = str(obstacle)
-        acting = standing.acting(self.model, self.book)
+        acting = standing.acting(self.model, self.book, modules)
         self._now = self._steps.setdefault(acting, {})
         self._steps.move_to_end(acting)
         if len(self._steps) > _MOST_ACTING:

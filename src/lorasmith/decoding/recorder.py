@@ -7,8 +7,10 @@ CUDA part has not run on a GPU.
 """
 
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,13 +41,27 @@ class Recorder(Protocol):
         """
 
 
+@dataclass(eq=False)
+class _Replay:
+    """A graph, the tensors that it writes its results into, and those that it reads by their addresses."""
+
+    graph: torch.cuda.CUDAGraph
+    output: Any
+    read: list[Tensor]
+
+    def __call__(self) -> Any:
+        self.graph.replay()
+        return self.output
+
+
 class CudaGraphs:
     """Records steps as CUDA graphs, all in one pool."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool: Any = None
         self._stream = torch.cuda.Stream(device)
+        self._alive: weakref.WeakSet[_Replay] = weakref.WeakSet()
         self._broken: str | None = None
 
     def record(self, step: Step, again: Callable[[], None]) -> Step:
@@ -55,19 +71,12 @@ class CudaGraphs:
             raise NotRecordable(self._broken)
         with torch.cuda.device(self.device):
             self._warm_up(step, again)
-            graph = torch.cuda.CUDAGraph()
             try:
-                output, held = self._capture(graph, step)
+                replay = self._captured(step)
             except RuntimeError as error:
                 self._broken = f"a capture failed ({reason(error)})"
                 raise NotRecordable(self._broken) from error
-
-        def replay() -> Any:
-            graph.replay()
-            return output
-
-        # what a graph reads by its address must live as long as the graph
-        replay.held = held  # type: ignore[attr-defined]
+        self._alive.add(replay)
         return replay
 
     def _warm_up(self, step: Step, again: Callable[[], None]) -> None:
@@ -85,16 +94,20 @@ class CudaGraphs:
         if waits:
             raise NotRecordable(f"its steps wait for the GPU ({', '.join(waits)})")
 
-    def _capture(self, graph: torch.cuda.CUDAGraph, step: Step) -> tuple[Any, list[Tensor]]:
-        # torch.cuda.graph leaves its own stream current where the capture's end fails, and the outer block puts that
-        # right; of other threads' calls none is ours to forbid
+    def _captured(self, step: Step) -> _Replay:
+        if not self._alive:
+            # PyTorch lets no capture into a pool whose graphs are all gone
+            self._pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        # torch.cuda.graph leaves its own stream current where the end of a capture fails, and the outer block puts that
+        # right; other threads' calls are not ours to forbid
         with (
             torch.cuda.stream(torch.cuda.current_stream()),
             torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
             ReadTensors() as reads,
         ):
             output = step()
-        return output, reads.held
+        return _Replay(graph, output, reads.held)
 
 
 class ReadTensors(TorchDispatchMode):
