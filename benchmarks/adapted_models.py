@@ -114,7 +114,9 @@ def peft_step(model: nn.Module, dtype: torch.dtype, rate: float = RATE) -> Calla
     """A plain PyTorch step on rows of tokens [B, T], all supervised; returns the loss."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     device = trained[0].device.type
-    optimizer = torch.optim.AdamW(trained, lr=rate, betas=BETAS, eps=EPS, weight_decay=DECAY)
+    # on a GPU its fastest form
+    fused = True if device == "cuda" else None
+    optimizer = torch.optim.AdamW(trained, lr=rate, betas=BETAS, eps=EPS, weight_decay=DECAY, fused=fused)
 
     def step(tokens_BT: torch.Tensor) -> float:
         with torch.autocast(device, dtype, enabled=dtype == torch.bfloat16):

@@ -65,10 +65,12 @@ class Shape:
 SHAPES = {"134m": Shape(12, 768, 2048, 12, 12, 32000), "1b": Shape(), "7b": Shape(32, 4096, 11008, 32, 32, 32000)}
 
 
-def make_checkpoint(folder: Path, shape: Shape, shard_bytes: int = 500_000_000, seed: int = 0) -> None:
-    """Write config.json, the shards and their index to folder."""
+def make_checkpoint(
+    folder: Path, shape: Shape, shard_bytes: int = 500_000_000, seed: int = 0, device: str | torch.device = "cpu"
+) -> None:
+    """Write config.json, the shards and their index to folder; device draws the numbers, and decides which."""
     folder.mkdir(parents=True, exist_ok=True)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     groups = _groups(shape, shard_bytes)
     index: dict[str, str] = {}
     for number, group in enumerate(groups, start=1):
@@ -96,7 +98,8 @@ def _groups(shape: Shape, shard_bytes: int) -> list[list[tuple[str, tuple[int, .
 def _random(size: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     if len(size) == 1:
         return torch.ones(size, dtype=torch.bfloat16)
-    return torch.empty(size, dtype=torch.bfloat16).normal_(0, DEVIATION, generator=generator)
+    drawn = torch.empty(size, dtype=torch.bfloat16, device=generator.device)
+    return drawn.normal_(0, DEVIATION, generator=generator).cpu()
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import random_llama
 import torch
-from measuring import Place, command_line, place_of, told
+from measuring import STANDBY, Place, command_line, place_of, told
 from random_llama import TINY
 from training_runs import MadeUp, take_steps
 
@@ -37,21 +37,31 @@ def losses(where: Place, folder: Path, name: str) -> list[float]:
     return take_steps(model, batches, learning_rate=RATE, gradient_checkpointing=checkpointing).losses
 
 
+def started(folder: Path, tiny: bool) -> "subprocess.Popen[bytes]":
+    """The process that writes the reference's losses into folder; it needs no GPU and waits for no turn."""
+    options = ["--device", "cpu", "--reference", str(folder), *(["--tiny"] if tiny else [])]
+    environment = {name: value for name, value in os.environ.items() if name != STANDBY}
+    command = [sys.executable, __file__, *options]
+    return subprocess.Popen(command, env={**environment, "LORASMITH_KERNELS": "reference"}, stdin=subprocess.DEVNULL)
+
+
 def main() -> None:
     parser = command_line(__doc__)
     parser.add_argument("--reference", type=Path, help="write the reference's losses into this folder, and no more")
     arguments = parser.parse_args()
-    where = place_of(arguments)
     if arguments.reference:
         for name in DTYPES:
-            torch.save(losses(where, arguments.reference, name), arguments.reference / f"losses_{name}.pt")
+            torch.save(
+                losses(place_of(arguments), arguments.reference, name), arguments.reference / f"losses_{name}.pt"
+            )
         return
     # products of f32 are those of f32
     torch.backends.cuda.matmul.allow_tf32 = False
     with tempfile.TemporaryDirectory() as folder:
-        options = ["--device", "cpu", "--reference", folder, *(["--tiny"] if where.tiny else [])]
-        command = [sys.executable, __file__, *options]
-        subprocess.run(command, env={**os.environ, "LORASMITH_KERNELS": "reference"}, check=True)
+        reference = started(Path(folder), arguments.tiny)
+        where = place_of(arguments)
+        if reference.wait() != 0:
+            raise SystemExit("the reference failed")
         for name in DTYPES:
             with told(f"losses, {name}", allowed=ALLOWED[name]) as row:
                 expected = torch.load(Path(folder) / f"losses_{name}.pt")

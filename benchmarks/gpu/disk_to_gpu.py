@@ -57,7 +57,8 @@ def main() -> None:
         load(Path(small), where)
         folder = Path(small) if where.tiny else Path(large)
         if not where.tiny:
-            make_checkpoint(folder, SHAPE)
+            make_checkpoint(folder, SHAPE, device=where.device)
+            forget()
         size = into_page_cache(folder)
         with told("loading, its bounds", bytes=size) as row:
             row["host_to_device"] = host_to_device(where)

@@ -1,14 +1,15 @@
 """The table of docs/gpu.md and its plot, from results/gpu.json: each figure with its aim; what no run measured says so.
 
-    python benchmarks/gpu/gpu_table.py [--out FILE] [--write] [--plot FILE]
+    python benchmarks/gpu/gpu_table.py [--out FILE] [--write] [--plot [FILE]]
 
---out is the file that run.py wrote. --write puts the table into docs/gpu.md; --plot draws the kernels' shares and the
-peaks where matplotlib is installed, by default beside the file.
+--out is the file that run.py wrote. --write puts the table into docs/gpu.md; --plot draws the kernels' shares, tokens a
+second and the peaks, by default beside the file, where matplotlib is installed.
 """
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,12 +45,14 @@ class Results:
     def share(self, kernel: str) -> Value:
         return self.value("kernel_rates", f"{kernel}, {LARGE}", "share", "ours")
 
-    def ratio(self, key: str, peer: str, *, ours_over: bool) -> Value:
-        """A figure of our step over the peer's, or the peer's over ours."""
-        ours, theirs = (self.value("qlora_step", STEP, key, way) for way in (OURS, peer))
-        if ours is None or theirs is None:
+    def ratio(self, key: str, peer: str, best: Callable[[Iterable[float]], float]) -> Value:
+        """A figure of our step over the best that the peer reached, in whatever way it ran."""
+        found = [row for row in self.rows("qlora_step", STEP) if row["name"] == STEP and key in row]
+        ours = [row[key] for row in found if row["way"] == OURS]
+        theirs = [row[key] for row in found if row["way"].startswith(peer)]
+        if not ours or not theirs:
             return None
-        return ours / theirs if ours_over else theirs / ours
+        return ours[0] / best(theirs)
 
     def gain_of_graphs(self) -> Value:
         """Tokens a second with CUDA graphs over those without."""
@@ -128,17 +131,25 @@ def longest(results: Results) -> Value:
     return max((row["length"] for row in ends if row.get("length")), default=None)
 
 
+def failed_tests(results: Results) -> Value:
+    """None where they were not run to the end, and none failed until then."""
+    row = next(results.rows("gpu_tests", "tests"), {"failed": None})
+    return row["failed"] if row.get("finished") or row["failed"] else None
+
+
 EIGHT_BIT, PAGED = "bf16 adapters, 8-bit Adam", "bf16 adapters, paged 8-bit Adam, step in the backward pass"
 FULL = "f32 adapters, Adam"
 FIGURES = (
     Figure("QLoRA step, 8B shape: tokens/s over PEFT + bitsandbytes",
-           lambda results: results.ratio("tokens_per_second", PEFT, ours_over=True), times, least=2.5),
+           lambda results: results.ratio("tokens_per_second", PEFT, max), times, least=2.5),
     Figure("the same: peak memory over PEFT + bitsandbytes",
-           lambda results: results.ratio("allocated", PEFT, ours_over=True), times, most=0.5),
+           lambda results: results.ratio("allocated", PEFT, min), times, most=0.5),
     Figure("the same: tokens/s over Unsloth",
-           lambda results: results.ratio("tokens_per_second", UNSLOTH, ours_over=True), times, least=1.1),
+           lambda results: results.ratio("tokens_per_second", UNSLOTH, max), times, least=1.1),
     Figure("the same: share of the measured bf16 matmul rate",
            lambda results: results.value("qlora_step", STEP, "share_of_matmul", OURS), percent, least=0.55),
+    Figure("the same, without what checkpointing does again",
+           lambda results: results.value("qlora_step", STEP, "share_of_model", OURS), percent),
     Figure("the same: tokens a second",
            lambda results: results.value("qlora_step", STEP, "tokens_per_second", OURS), whole),
     peak("65B", "bf16 adapters, 8-bit Adam", EIGHT_BIT, 42e9),
@@ -162,8 +173,7 @@ FIGURES = (
            lambda results: results.value("against_reference", "losses, bf16", "gap"), percent, most=0.02),
     Figure("loading a checkpoint into NF4, from the page cache",
            lambda results: results.value("disk_to_gpu", "loading", "bytes_per_second", "page cache cached"), rate),
-    Figure("tests of the operations that failed",
-           lambda results: results.value("gpu_tests", "tests", "failed"), whole, most=0),
+    Figure("tests of the operations that failed", failed_tests, whole, most=0),
 )  # fmt: skip
 
 
@@ -189,34 +199,48 @@ def table(results: Results) -> str:
 
 
 def draw(results: Results, path: Path) -> None:
-    """Shares of kernels and peaks as bars, into path."""
+    """Shares of kernels, the step's tokens a second and peaks as bars, into path."""
     from matplotlib import pyplot
 
     kernels = [row for row in results.rows("kernel_rates") if "share" in row]
+    steps = [row for row in results.rows("qlora_step") if "tokens_per_second" in row]
     peaks = [row for row in results.rows("peaks") if "allocated" in row]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 0.8 + 0.2 * max(8, len(kernels))), layout="constrained")
-    _bars(left, kernels, [row["share"] for row in kernels])
-    left.set_xlabel("share of the copy or read rate")
-    _bars(right, peaks, [row["allocated"] / 1e9 for row in peaks])
-    right.set_xlabel("peak of the allocator, GB")
+    height = 1.5 + 0.2 * max(len(kernels), len(steps) + len(peaks))
+    figure, axes = pyplot.subplot_mosaic([["kernels", "steps"], ["kernels", "peaks"]], layout="constrained")
+    figure.set_size_inches(14, height)
+    _bars(axes["kernels"], kernels, [row["share"] for row in kernels], "share of the copy or read rate")
+    _bars(axes["steps"], steps, [row["tokens_per_second"] for row in steps], "tokens a second")
+    _bars(axes["peaks"], peaks, [row["allocated"] / 1e9 for row in peaks], "peak of the allocator, GB")
     figure.savefig(path, dpi=110)
 
 
-def _bars(axis: Any, rows: Sequence[Mapping[str, Any]], values: Sequence[float]) -> None:
-    names = [f"{row['name'].removeprefix('peak, ')}, {row['way']}" for row in rows]
-    peers = ("bitsandbytes", "PyTorch")
+def _bars(axis: Any, rows: Sequence[Mapping[str, Any]], values: Sequence[float], unit: str) -> None:
+    names = [f"{row['name'].removeprefix('peak, ').removeprefix('step, ')}, {row['way']}" for row in rows]
+    peers = ("bitsandbytes", "PyTorch", PEFT, UNSLOTH)
     colours = ["#b0b7bf" if row["way"].startswith(peers) else "#1f77b4" for row in rows]
     axis.barh(names, values, color=colours)
     axis.invert_yaxis()
     axis.tick_params(axis="y", labelsize=7)
     axis.spines[["top", "right"]].set_visible(False)
+    axis.set_xlabel(unit)
+
+
+def plot(results: Results, path: Path, source: Path) -> None:
+    """Draw, or say why not."""
+    if not results.parts:
+        print("no plot: nothing was measured", file=sys.stderr)
+    elif not find_spec("matplotlib"):
+        later = f"python {Path(__file__).name} --out {source.name} --plot"
+        print(f"no plot: matplotlib is not installed here; where it is: {later}", file=sys.stderr)
+    else:
+        draw(results, path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--write", action="store_true")
-    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--plot", nargs="?", type=Path, const=Path())
     # run.sh hands its own arguments on
     given, _ = parser.parse_known_args()
     results = read(given.out)
@@ -224,8 +248,8 @@ def main() -> None:
     if given.write:
         before, rest = PAGE.read_text().split(BEGIN)
         PAGE.write_text(f"{before}{BEGIN}\n\n{table(results)}\n\n{END}{rest.split(END)[1]}")
-    if results.parts and find_spec("matplotlib"):
-        draw(results, given.plot or given.out.with_suffix(".png"))
+    if given.plot is not None:
+        plot(results, given.out.with_suffix(".png") if given.plot == Path() else given.plot, given.out)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,10 @@ from random_llama import LLAMA_8B, TINY
 from training_runs import MadeUp, Missing, settings_of, take_steps
 
 CAP, PUBLISHED = 24_000_000_000, 78_475
-RANK, STEP_OF_LENGTH, TRIES, MOST_SECONDS = 32, 256, 4, 75.0
+RANK, STEP_OF_LENGTH, SHORT, TRIES = 32, 256, 512, 4
 BETWEEN = (8192, 16384)
+# what a way needs to be worth beginning
+SECONDS = 20.0
 WAYS: dict[str, dict[str, Any]] = {
     "inputs of layers in host memory": {"offload_checkpoints": True},
     "all on the device": {},
@@ -45,8 +47,11 @@ def planned(model: Any, cap: int, where: Place, settings: dict[str, Any]) -> int
 
 
 def fits(model: Any, length: int, where: Place, settings: dict[str, Any], row: dict[str, Any]) -> bool:
-    """Whether two steps at length stay under the cap; row gets their memory and time."""
-    batches = MadeUp(1, length, model.config.vocab_size, 2, where.device)
+    """Whether a step at length, with the optimizer's state of a short one before, stays under the cap.
+
+    row gets memory and time.
+    """
+    batches = MadeUp(1, length, model.config.vocab_size, 2, where.device, first_length=min(length, SHORT))
     try:
         with peak(where.device) as found:
             done = take_steps(model, batches, **settings)
@@ -59,28 +64,38 @@ def fits(model: Any, length: int, where: Place, settings: dict[str, Any], row: d
 
 def next_length(low: int, high: int | None, guess: int) -> int:
     """What to try above low, which fits, and below high, which does not: the published one first, then the plan's."""
-    if high is not None:
-        return (low + high) // 2
-    return PUBLISHED + 1 if low < PUBLISHED else max(guess, int(low * 1.1))
-
-
-def rounded_up(length: int) -> int:
+    if high is None:
+        length = PUBLISHED + 1 if low < PUBLISHED else max(guess, int(low * 1.1))
+    elif low < guess < high:
+        length = guess
+    else:
+        length = (low + high) // 2
     return -(-length // STEP_OF_LENGTH) * STEP_OF_LENGTH
 
 
+def time_for(length: int, before: dict[str, Any] | None, where: Place) -> bool:
+    """Whether there is time for a try at length: attention's grows by the square of it."""
+    return before is None or where.left > 1.3 * before["took"] * (length / before["length"]) ** 2
+
+
 def search(model: Any, way: str, where: Place, settings: dict[str, Any], cap: int) -> None:
-    """A row for each try, then one for the longest that fitted."""
+    """A row for each try, and one for the longest that fitted as soon as one does."""
     guess = planned(model, cap, where, settings)
-    low, high, began = 0, None, time.perf_counter()
+    low, high, before = 0, None, None
+    ends = {"way": way, "planned": guess, "cap": cap, "published": PUBLISHED}
     for _ in range(1 if where.tiny else TRIES):
-        length = guess if where.tiny else rounded_up(next_length(low, high, guess))
-        if length <= low or (high is not None and length >= high) or time.perf_counter() - began > MOST_SECONDS:
+        length = guess if where.tiny else next_length(low, high, guess)
+        if length <= low or (high is not None and length >= high) or not time_for(length, before, where):
             break
-        fitted = False
+        fitted, began = False, time.perf_counter()
         with told("longest on 24 GB, a try", way=way, length=length) as row:
             fitted = fits(model, length, where, settings, row)
+        before = {"length": length, "took": time.perf_counter() - began}
         low, high = (length, high) if fitted else (low, length)
-    tell("longest on 24 GB", way=way, length=low, refused=high, planned=guess, cap=cap, published=PUBLISHED)
+        if fitted:
+            tell("longest on 24 GB", **ends, length=low, refused=high)
+    if high is not None:
+        tell("longest on 24 GB", **ends, length=low, refused=high)
 
 
 def main() -> None:
@@ -93,6 +108,9 @@ def main() -> None:
     for way, settings in ways():
         if settings.get("offload_checkpoints") and not where.on_gpu:
             tell("longest on 24 GB", way=way, skipped="a CPU has no other memory")
+            continue
+        if where.left < SECONDS:
+            tell("longest on 24 GB", way=way, skipped="no time left")
             continue
         search(model, way, where, settings, cap)
 

@@ -7,6 +7,8 @@ and over as many copies of their data as pass the last cache.
 import argparse
 import gc
 import json
+import math
+import os
 import statistics
 import sys
 import time
@@ -21,14 +23,27 @@ from live_tensors import LiveTensors
 Call = Callable[[], object]
 # several times the last cache of every GPU so far (H200: 60 MB)
 PAST_CACHES = 256 << 20
+# an idle GPU raises its clock over tenths of a second
+WARM_SECONDS, WARM_AGAIN_SECONDS = 0.5, 0.03
+STANDBY = "LORASMITH_GPU_STANDBY"
+"""Set by run.py for a process that it starts ahead of its turn: that waits for a line with the seconds it then has."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a part runs. tiny: toy shapes, to see that it works; its figures mean nothing."""
+    """Where a part runs, and until when (time.monotonic).
+
+    tiny: toy shapes, to see that it works; its figures mean nothing.
+    """
 
     device: torch.device
     tiny: bool
+    ends: float = math.inf
+
+    @property
+    def left(self) -> float:
+        """Seconds that the part still has."""
+        return self.ends - time.monotonic()
 
     @property
     def on_gpu(self) -> bool:
@@ -48,11 +63,23 @@ def command_line(doc: str | None) -> argparse.ArgumentParser:
 
 
 def place_of(arguments: argparse.Namespace) -> Place:
+    ends = _told_to_go()
     device = torch.device(arguments.device)
     if device.type == "cuda" and device.index is None:
         # some of torch.cuda's functions want the number
         device = torch.device("cuda", torch.cuda.current_device())
-    return Place(device, arguments.tiny)
+    return Place(device, arguments.tiny, ends)
+
+
+def _told_to_go() -> float:
+    """Wait for this process's turn, where it was started ahead of it; returns when it has to be done."""
+    # processes that this one starts do not wait
+    if os.environ.pop(STANDBY, None) is None:
+        return math.inf
+    seconds = sys.stdin.readline()
+    if not seconds:
+        sys.exit("run.py is gone")
+    return time.monotonic() + float(seconds)
 
 
 def tell(name: str, **row: Any) -> None:
@@ -99,8 +126,17 @@ def rotating(calls: Sequence[Call], where: Place, rounds: int = 7) -> dict[str, 
     if not where.on_gpu:
         return {"seconds": statistics.median(_on_cpu(calls) for _ in range(3)), "timed": "cpu"}
     run, how = _captured(calls)
+    _warm_up(run, where, WARM_AGAIN_SECONDS)
     times = [_on_gpu(run) / len(calls) for _ in range(rounds)]
     return {"seconds": statistics.median(times), "least": min(times), "most": max(times), "timed": how}
+
+
+def _warm_up(run: Call, where: Place, seconds: float) -> None:
+    """Keep the device busy with run, so that its clock is up."""
+    began = time.perf_counter()
+    while where.on_gpu and time.perf_counter() - began < seconds:
+        run()
+        wait(where.device)
 
 
 def _on_cpu(calls: Sequence[Call]) -> float:
@@ -122,9 +158,9 @@ def _on_gpu(run: Call) -> float:
 def _captured(calls: Sequence[Call]) -> tuple[Call, str]:
     """One function that makes all calls: a CUDA graph, or Python where what they do cannot be captured."""
 
-    def one_by_one() -> None:
-        for call in calls:
-            call()
+    def one_by_one() -> list[object]:
+        # results that live on at once lie apart: memory used anew by each call would stay in the caches
+        return [call() for call in calls]
 
     graph = torch.cuda.CUDAGraph()
     try:
@@ -174,6 +210,7 @@ def rates(where: Place) -> Mapping[str, float]:
     a, b = (torch.randn(size, size, device=where.device).bfloat16() for _ in range(2))
     product = torch.empty_like(a)
     source, target = (torch.ones(count // 4, device=where.device) for _ in range(2))
+    _warm_up(lambda: torch.mm(a, b, out=product), where, WARM_SECONDS)
     calls: dict[str, tuple[int, Call]] = {
         "matmul_bfloat16": (2 * size**3, lambda: torch.mm(a, b, out=product)),
         "copy": (2 * count, lambda: target.copy_(source)),

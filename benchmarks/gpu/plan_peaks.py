@@ -15,6 +15,8 @@ from lorasmith.training import optimizers as package
 from lorasmith.training.precision import autocast_dtype
 
 SMALL, LARGE, WIDE = SHAPES["134m"], shallower(SHAPES["1b"], 8), Shape(4, 4096, 14336, 32, 8, 128256)
+# what one configuration may take
+SECONDS = 6.0
 CHECKPOINTED = {"gradient_checkpointing": True}
 OFFLOADED = {**CHECKPOINTED, "offload_checkpoints": True}
 
@@ -97,6 +99,9 @@ def main() -> None:
             settings_of(**one.settings)
         except Missing as reason:
             tell("plan", way=one.name, skipped=str(reason))
+            continue
+        if where.left < SECONDS:
+            tell("plan", way=one.name, skipped="no time left")
             continue
         with told("plan", way=one.name) as row:
             row |= compare(one, where)

@@ -28,5 +28,5 @@ fi
 export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
 status=0
 "$python" "$here/run.py" "$@" || status=$?
-"$python" "$here/gpu_table.py" "$@" || status=$?
+"$python" "$here/gpu_table.py" "$@" --plot || status=$?
 exit $status

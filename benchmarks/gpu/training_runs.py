@@ -30,7 +30,10 @@ class _Enough(Exception):
 
 @dataclass
 class MadeUp:
-    """Packed rows of random tokens; notes when each was asked for, and what the whole device had taken then."""
+    """Packed rows of random tokens; notes when each was asked for, and what the whole device had taken then.
+
+    first_length: rows of the first step, where they are to be of another length than the others'.
+    """
 
     rows: int
     length: int
@@ -38,6 +41,7 @@ class MadeUp:
     steps: int
     device: torch.device
     seed: int = 0
+    first_length: int | None = None
     asked: list[float] = field(default_factory=list)
     device_used: int = 0
 
@@ -45,7 +49,8 @@ class MadeUp:
         for step in range(self.steps + 1):
             self.note()
             if step < self.steps:
-                yield packed(tokens(self.seed + step, self.rows, self.length, self.vocabulary))
+                length = self.first_length if step == 0 and self.first_length else self.length
+                yield packed(tokens(self.seed + step, self.rows, length, self.vocabulary))
         raise _Enough
 
     def note(self) -> None:
