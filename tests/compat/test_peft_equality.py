@@ -4,6 +4,8 @@ Over an NF4 base PEFT adapts the dequantized dense weights: its own 4-bit layers
 CPU for most sizes. One test adapts bitsandbytes' layers themselves, at a size that they serve.
 """
 
+import copy
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,15 +56,21 @@ def config_of_peft(method: str) -> type:
     return CONFIGS[methods[method].peft_type]
 
 
+@lru_cache(maxsize=2)
+def made(shape: str, storage: str, dense: bool) -> nn.Module:
+    model = SHAPES[shape].build()
+    model = quantized(model) if storage == "nf4" else model
+    if dense:
+        make_dense(model)
+    return model
+
+
 def our_base(case: Case) -> nn.Module:
-    model = SHAPES[case.shape].build()
-    return quantized(model) if case.storage == "nf4" else model
+    return copy.deepcopy(made(case.shape, case.storage, dense=False))
 
 
 def their_base(case: Case) -> nn.Module:
-    model = our_base(case)
-    make_dense(model)
-    return model
+    return copy.deepcopy(made(case.shape, case.storage, dense=True))
 
 
 class Pair(NamedTuple):
@@ -77,6 +85,14 @@ class Pair(NamedTuple):
 
 def pair(case: Case, ours: lorasmith.PeftModel, theirs: nn.Module) -> Pair:
     return Pair(case, ours, theirs, case.scores(ours), case.scores(theirs))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_model_cards():
+    """PEFT's cards, whose template it compiles anew for each, are not what is compared."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(peft.PeftModel, "create_or_update_model_card", lambda model, folder: None)
+        yield
 
 
 @pytest.fixture(scope="module", params=ALL, ids=lambda case: case.name)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-SHAPE = {"layers": 8, "hidden": 1024, "intermediate": 4096, "heads": 16, "vocabulary": 8000}
+SHAPE = {"layers": 5, "hidden": 1024, "intermediate": 4096, "heads": 16, "vocabulary": 8000}
 MIB = 2**20
 
 

@@ -50,11 +50,11 @@ def dense_mask(where):
     seen = torch.zeros(where.tokens, where.shared + where.tokens, dtype=torch.bool)
     for start, end in pairwise(where.bounds):
         for query in range(start, end):
-            keys = [*range(where.shared), *range(start, query + 1 if where.causal else end)]
             position = where.shared + query - start
-            for key in keys:
-                own = key if key < where.shared else where.shared + key - start
-                seen[query - where.shared, key] = where.window is None or position - own < where.window
+            # a shared key stands where it is, one of the segment behind the shared ones
+            keys = torch.tensor([*range(where.shared), *range(start, query + 1 if where.causal else end)])
+            own = torch.where(keys < where.shared, keys, where.shared + keys - start)
+            seen[query - where.shared, keys] = where.window is None or position - own < where.window
     return seen
 
 

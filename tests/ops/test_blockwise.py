@@ -5,6 +5,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gpu_kernels import OnDevice
 from lorasmith import ops
 from lorasmith.errors import FormatError
 from lorasmith.formats import BLOCKSIZES, dynamic_map, formats
@@ -64,7 +65,9 @@ CASES = {
 def test_codes_and_scales_are_those_of_bitsandbytes_for_every_block_size(kernels, name, case):
     pytest.importorskip("bitsandbytes")
     x = CASES[case]
-    for blocksize in BLOCKSIZES:
+    # the interpreter takes seconds for 65,000 values
+    sizes = BLOCKSIZES[:2] if isinstance(kernels, OnDevice) and x.numel() > 5000 else BLOCKSIZES
+    for blocksize in sizes:
         packed, scales = kernels.quantize_blockwise(x, formats[name].codebook("cpu"), blocksize)
         their_packed, their_scales = theirs_4bit(x, name, blocksize)
         assert same_bits(packed, their_packed), blocksize
@@ -98,7 +101,7 @@ def test_quantize_4bit_with_compressed_statistics_is_reproduced_whole(case):
 finite_floats = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=200)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(values=finite_floats, name=st.sampled_from(["nf4", "fp4"]), blocksize=st.sampled_from([32, 64, 128]))
 def test_any_finite_tensor_gets_the_bytes_of_bitsandbytes(kernels, values, name, blocksize):
     pytest.importorskip("bitsandbytes")
@@ -109,7 +112,7 @@ def test_any_finite_tensor_gets_the_bytes_of_bitsandbytes(kernels, values, name,
     assert same_bits(scales, their_scales)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(values=finite_floats)
 def test_any_finite_tensor_gets_the_8_bit_codes_of_bitsandbytes(kernels, values):
     functional = pytest.importorskip("bitsandbytes.functional")
