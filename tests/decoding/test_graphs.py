@@ -321,6 +321,15 @@ def test_the_model_is_its_own_again_afterwards():
     assert model.forward.__func__ is type(model).forward
 
 
+def test_a_block_within_a_block_is_the_outer_one():
+    model, outer, inner = adapted(), Tape(), Tape()
+    with decoding_graphs(model, outer):
+        with decoding_graphs(model, inner):
+            generated(model)
+        generated(model)
+    assert (outer.recorded, outer.replayed, inner.recorded) == (1, 2 * (NEW - 1), 0)
+
+
 def test_settings_of_the_caller_stay_his_own():
     model, tape = adapted(), Tape()
     config = GenerationConfig(max_new_tokens=NEW, do_sample=False, pad_token_id=0)

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 _MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE)
 # a long cache is as large as its steps are few; adapters take turns
 _MOST_CACHES, _MOST_ACTING = 2, 8
+_HELD = "decoding_graphs"
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,20 @@ def decoding_graphs(model: nn.Module, recorder: Recorder | None = None) -> Itera
         device = next(inner.parameters()).device
         require_cuda(device)
         recorder = CudaGraphs(device)
-    own = {name: value for name, value in vars(inner).items() if name in ("forward", "generate")}
+    held = vars(inner)
+    if _HELD in held:
+        # a block within a block: the outer one's recordings serve
+        yield
+        return
+    own = {name: value for name, value in held.items() if name in ("forward", "generate")}
+    graphs = _DecodingGraphs(inner, recorder)
     # on the instance: its class, and all other models, stay as they are
-    vars(inner).update(_DecodingGraphs(inner, recorder).wrapped())
+    held.update(graphs.wrapped(), **{_HELD: graphs})
     try:
         yield
     finally:
-        del vars(inner)["forward"], vars(inner)["generate"]
-        vars(inner).update(own)
+        del held["forward"], held["generate"], held[_HELD]
+        held.update(own)
 
 
 def require_cuda(device: torch.device) -> None:
