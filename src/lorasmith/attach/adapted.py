@@ -13,7 +13,7 @@ from lorasmith.attach.stored_weight import StoredWeight
 from lorasmith.errors import AttachError
 from lorasmith.methods import Site, dense_weight, frozen_product
 from lorasmith.methods.kept import Kept
-from lorasmith.ops import LowRank, Product, adapted_linear
+from lorasmith.ops import LowRank, Part, Product, adapted_linear
 from lorasmith.quantized import QuantizedWeight, dense_module
 
 
@@ -26,6 +26,8 @@ class Adapted(SiteHolder):
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
         self._stack: Kept[Stack | None] = Kept()
+        # an input, and the output for it that one step of several layers has made
+        self._ready: tuple[Tensor, Tensor] | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         inside = self.__dict__.get("_modules", {}).get("base_layer")
@@ -36,13 +38,16 @@ class Adapted(SiteHolder):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer's output, changed by the acting sites."""
+        if self._ready is not None:
+            (ready_x, y), self._ready = self._ready, None
+            if ready_x is x and not args and not kwargs:
+                return y
         sites = self.acting()
         if sites and self.assigned is not None and self.assigned.only is None:
             return self._by_rows(self.assigned, x, *args, **kwargs)
-        product = self._product(x, sites) if not args and not kwargs else None
-        updates = None if product is None else self._updates(sites)
-        if product is not None and updates is not None:
-            return adapted_linear(x, product, self.bias, updates)
+        part = None if args or kwargs else self.part(x)
+        if part is not None:
+            return adapted_linear(x, part.product, part.bias, part.updates)
         changed = x
         for site in sites:
             changed = site.before(changed)
@@ -50,6 +55,23 @@ class Adapted(SiteHolder):
         for site in sites:
             y = site.after(x, y, self.base_weight)
         return y
+
+    def part(self, x: Tensor) -> Part | None:
+        """What forward does with x as one step, which may be joined with other layers' (ops.adapted_linears)."""
+        if self.assigned is not None and self.assigned.only is None:
+            return None
+        sites = self.acting()
+        product = self._product(x, sites)
+        updates = None if product is None else self._updates(sites)
+        return None if product is None or updates is None else Part(product, self.bias, updates)
+
+    def make_ready(self, x: Tensor, y: Tensor) -> None:
+        """Let the next call give y, if it is with x itself."""
+        self._ready = (x, y)
+
+    def forget_ready(self) -> None:
+        """Let calls compute again."""
+        self._ready = None
 
     def _by_rows(self, assigned: Assignment, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer's output, each row changed by the site of its own adapter."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lorasmith.models.fused_module import Fused, fused_class, suits
 from lorasmith.models.fused_rotary import FusedAttention, rotary_rule
+from lorasmith.models.joined_layers import joined
 from lorasmith.ops import Activation, gated_activation, gated_activation_packed, native, rms_norm
 from lorasmith.ops.gated_activation.schema import ACTIVATIONS
 from lorasmith.ops.library import NATIVE_KERNELS
@@ -72,7 +73,9 @@ class _FusedFeedForward(Fused):
         if len(args) != 1 or kwargs or not plain or not suits("gated_activation", args[0]):
             return super().forward(*args, **kwargs)
         *ins, out = (self._modules[name] for name in rule.projections)
-        return out(_gated([layer(args[0]) for layer in ins if layer is not None], rule.activation))  # type: ignore[misc]
+        with joined(ins, args[0]):
+            parts = [layer(args[0]) for layer in ins if layer is not None]
+        return out(_gated(parts, rule.activation))  # type: ignore[misc]
 
 
 def fuse_blocks_(model: nn.Module, device: torch.device | None = None) -> list[nn.Module]:

@@ -8,6 +8,7 @@ trial against theirs, to the bit, and hands every call that it does not take to 
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import product
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lorasmith.models.fused_module import Fused, suits
+from lorasmith.models.joined_layers import joined
 from lorasmith.ops import Rotation, rotary
 from lorasmith.ops.rotary.schema import misfit
 
@@ -25,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 NAME = "apply_rotary_pos_emb"
 _ROTATIONS = [Rotation(*options) for options in product((False, True), repeat=3)]
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 Turn = Callable[..., Any]
 
 
@@ -41,7 +44,7 @@ class RotaryRule:
 
 
 class FusedAttention(Fused):
-    """Attention with the op in the place of its function."""
+    """Attention with the op in the place of its function, and q, k and v in one step where their layers allow it."""
 
     rule: RotaryRule
 
@@ -49,7 +52,11 @@ class FusedAttention(Fused):
         """What the module's own forward gives."""
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return super().forward(*args, **kwargs)
-        return _turning(self.own_class.forward, self.rule)(self, *args, **kwargs)
+        forward = _turning(self.own_class.forward, self.rule)
+        x = args[0] if args else kwargs.get("hidden_states")
+        layers = [self._modules.get(name) for name in _PROJECTIONS]
+        with joined(layers, x) if isinstance(x, Tensor) else nullcontext():
+            return forward(self, *args, **kwargs)
 
 
 def rotary_rule(module: nn.Module) -> RotaryRule | None:

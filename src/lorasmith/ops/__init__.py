@@ -25,6 +25,7 @@ import lorasmith.ops.updated_blockwise.reference
 from lorasmith.ops import gpu
 from lorasmith.ops.adam8bit.blocks import from_blocks, signed_map, to_blocks, unsigned_map
 from lorasmith.ops.adam8bit.schema import AdamStep, Moment, adam8bit_
+from lorasmith.ops.adapted_linear.group import Joinable, Part, adapted_linears, joinable
 from lorasmith.ops.adapted_linear.product import (
     BlockwiseProduct,
     DenseProduct,
@@ -71,6 +72,7 @@ __all__ = [
     "AdamStep",
     "BlockwiseProduct",
     "DenseProduct",
+    "Joinable",
     "KernelStatus",
     "LowRank",
     "Moment",
@@ -78,6 +80,7 @@ __all__ = [
     "Nested",
     "Objective",
     "OffsetProduct",
+    "Part",
     "Product",
     "Rotation",
     "RowwiseProduct",
@@ -86,6 +89,7 @@ __all__ = [
     "UpdatedWeight",
     "adam8bit_",
     "adapted_linear",
+    "adapted_linears",
     "blockwise_linear",
     "dequantize_blockwise",
     "dequantize_rowwise",
@@ -95,6 +99,7 @@ __all__ = [
     "gated_activation_packed",
     "head_cross_entropy",
     "head_token_losses",
+    "joinable",
     "kernel_status",
     "linear_cross_entropy",
     "linear_token_losses",

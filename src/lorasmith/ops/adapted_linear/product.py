@@ -15,6 +15,9 @@ from lorasmith.ops.block_offset import add_offset, add_offset_gradient
 from lorasmith.ops.library import NATIVE_KERNELS
 from lorasmith.ops.scratch import borrowed
 
+# up to so many rows a GPU may multiply faster from the codes, which no sum can be added to
+_FEW_ROWS = 256
+
 
 class Product(Protocol):
     """Multiplying by a frozen weight W [O, I]."""
@@ -24,6 +27,9 @@ class Product(Protocol):
 
     def backward(self, grad: Tensor) -> Tensor:
         """grad W of grad [N, O], a new tensor [N, I]."""
+
+    def backward_onto_(self, grad: Tensor, out: Tensor) -> None:
+        """Add grad W of grad [N, O] to out [N, I], which is of the type of grad."""
 
     def adapted(self, x: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor | None:
         """x W^T + bias + scaling x A^T B^T of x [..., I] in x's type, where one operation does it without gradients."""
@@ -76,6 +82,13 @@ class DenseProduct(_Apart):
         with borrowed(tuple(self.weight.shape), grad.dtype, grad.device) as weight_OI:
             return grad @ weight_OI.copy_(self.weight)
 
+    def backward_onto_(self, grad: Tensor, out: Tensor) -> None:
+        if self.weight.dtype == grad.dtype:
+            out.addmm_(grad, self.weight)
+            return
+        with borrowed(tuple(self.weight.shape), grad.dtype, grad.device) as weight_OI:
+            out.addmm_(grad, weight_OI.copy_(self.weight))
+
 
 @dataclass(frozen=True)
 class BlockwiseProduct:
@@ -88,6 +101,14 @@ class BlockwiseProduct:
 
     def backward(self, grad: Tensor) -> Tensor:
         return torch.ops.lorasmith.blockwise_linear_backward.default(grad, *self.stored)
+
+    def backward_onto_(self, grad: Tensor, out: Tensor) -> None:
+        if len(grad) <= _FEW_ROWS:
+            out.add_(self.backward(grad))
+            return
+        with borrowed(tuple(self.stored[4]), grad.dtype, grad.device) as weight_OI:
+            torch.ops.lorasmith.dequantize_blockwise_out.default(*self.stored, weight_OI)
+            out.addmm_(grad, weight_OI)
 
     def adapted(self, x: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor | None:
         return torch.ops.lorasmith.adapted_blockwise_linear.default(x, bias, a, b, scaling, *self.stored)
@@ -116,6 +137,9 @@ class OffsetProduct:
     def backward(self, grad: Tensor) -> Tensor:
         return add_offset_gradient(self.product.backward(grad), grad, self.zeros)
 
+    def backward_onto_(self, grad: Tensor, out: Tensor) -> None:
+        out.add_(self.backward(grad))
+
     def adapted(self, x: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor | None:
         y = self.product.adapted(x, bias, a, b, scaling)
         return None if y is None else add_offset(y, x, self.zeros)
@@ -142,3 +166,6 @@ class RowwiseProduct(_Apart):
 
     def backward(self, grad: Tensor) -> Tensor:
         return torch.ops.lorasmith.rowwise_linear_backward.default(grad, self.codes, self.absmax)
+
+    def backward_onto_(self, grad: Tensor, out: Tensor) -> None:
+        out.add_(self.backward(grad))

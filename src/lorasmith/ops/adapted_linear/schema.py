@@ -87,7 +87,7 @@ def _computed(
         parts = zip(courses, tensors[::3], tensors[1::3], strict=True)
         lows = [_low(course, x_NI, a, b, wide, kept) for course, a, b in parts]
         base_bias = None if bias is None or gained else bias.to(wide)
-        y_NO = _sum(product, x_NI, base_bias, courses, lows, wide, wide if gained else x.dtype)
+        y_NO = summed(product, x_NI, base_bias, courses, lows, wide, wide if gained else x.dtype)
         if gained:
             kept.sum = y_NO.to(x.dtype, copy=True) if keeps_sum else None
             y_NO = _amplified_(y_NO, courses, gains)
@@ -112,7 +112,7 @@ def _low(
     return h_nR, b_OR
 
 
-def _sum(
+def summed(
     product: Product,
     x_NI: Tensor,
     bias: Tensor | None,
