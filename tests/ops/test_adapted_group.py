@@ -143,6 +143,17 @@ def test_recomputation_gives_the_same_gradients():
     assert torch.equal(plain.grad, recomputed.grad)
 
 
+def test_outputs_may_be_changed_in_place_as_some_models_clip_theirs():
+    parts = [part("nf4", 40, 4, False), part("nf4", 40, 4, False)]
+    grads = []
+    for made in (ops.adapted_linears, apart):
+        x = normal(5, IN).requires_grad_()
+        first, second = made(x, parts)
+        (first.clamp_(min=-1, max=1) * second.mul_(2)).sum().backward()
+        grads.append(x.grad)
+    torch.testing.assert_close(*grads, **F32)
+
+
 def test_x_is_kept_once_and_no_dense_weight():
     parts, kept = [part("nf4", 40, 4, False), part("nf4", 24, 3, False)], []
     x = normal(50, IN).requires_grad_()

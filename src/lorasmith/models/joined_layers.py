@@ -35,7 +35,7 @@ def joined(layers: Sequence[nn.Module | None], x: Tensor) -> Iterator[None]:
 def _made(layers: Sequence[nn.Module | None], x: Tensor) -> list[tuple[Joinable, Tensor]]:
     found: list[tuple[Joinable, Part]] = []
     for layer in layers:
-        if layer is None or not joinable(type(layer)):
+        if layer is None or not joinable(type(layer)):  # type: ignore[arg-type]
             return []
         able = cast(Joinable, layer)
         part = able.part(x)

@@ -124,6 +124,12 @@ def _check_age(device: torch.device) -> None:
         )
 
 
+@cache
+def tensor_cores(device: torch.device) -> bool:
+    """Whether products in Triton's kernels run on tensor cores: its compiler knows those from capability 8.0 on."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def unbroken(x: Tensor) -> Tensor:
     """x with the elements of its last axis next to each other; a copy where they are not."""
     return x if x.stride(-1) == 1 else x.contiguous()

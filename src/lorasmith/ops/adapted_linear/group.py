@@ -68,7 +68,8 @@ def adapted_linears(x: Tensor, parts: Sequence[Part]) -> list[Tensor]:
     updates = [part.updates[0] for part in parts]
     factors = [factor for update in updates for factor in (update.a, update.b)]
     courses = tuple(Course.of(update) for update in updates)
-    return list(_AdaptedLinears.apply(x, tuple(part.product for part in parts), courses, *biases, *factors))
+    results = _AdaptedLinears.apply(x, tuple(part.product for part in parts), courses, *biases, *factors)
+    return [y_NO.view(*x.shape[:-1], y_NO.shape[1]) for y_NO in results]
 
 
 def _alike(part: Part, first: Part) -> bool:
@@ -99,7 +100,8 @@ class _AdaptedLinears(torch.autograd.Function):
             for product, course, bias, h, (_, b) in zip(products, courses, biases, hiddens, stacks, strict=True):
                 wide_bias = None if bias is None else bias.to(wide)
                 y_NO = summed(product, x_NI, wide_bias, (course,), [(h, b)], wide, x.dtype)
-                results.append(y_NO.view(*x.shape[:-1], y_NO.shape[1]))
+                # of a step's several results none that is a view may be changed in place
+                results.append(y_NO.detach())
         needs_a = ctx.needs_input_grad[_BIASES + count :: 2]
         own = [course.own(h, len(a)) for course, h, a in zip(courses, hiddens, a_parts, strict=True)]
         ctx.save_for_backward(x if any(needs_a) else None, *a_parts, *b_parts, *own)
@@ -124,7 +126,7 @@ class _AdaptedLinears(torch.autograd.Function):
             return None, None, None, *of_bias, *of_factors
         exact = factor_dtype(ctx.wide, a_parts[0].device)
         with without_autocast(a_parts[0].device):
-            flat = {part: grad.reshape(-1, grad.shape[-1]) for part, grad in enumerate(grads) if grad is not None}
+            flat = {part: grad for part, grad in enumerate(grads) if grad is not None}
             stacks = dict(enumerate(_stacks(ctx.courses, a_parts, b_parts, exact)))
             lows = {part: project(flat[part], stacks[part][1].T, ctx.courses[part].scaling) for part in live}
             for part in live:

@@ -154,7 +154,8 @@ class _AdaptedLinear(torch.autograd.Function):
         ctx.product, ctx.courses, ctx.x_shape, ctx.x_dtype = product, courses, x.shape, x.dtype
         ctx.wide = product_dtype(x.dtype, x.device)
         ctx.bias_dtype = None if bias is None else bias.dtype
-        return y
+        # autograd lets nobody change a view in place that a step returned, and models clip q, k and v so
+        return y.detach()
 
     @staticmethod
     @once_differentiable

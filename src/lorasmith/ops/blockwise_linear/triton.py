@@ -3,7 +3,8 @@
 Two ways take many rows: "fused" decodes tiles of W inside the product (matrix.py), "buffer" is reference.py. The first
 saves writing and reading W dense, the second decodes each code once and multiplies in the vendor's library. From
 transfers and arithmetic alone the fused way should win up to some hundreds of rows; that is the rule where nothing was
-measured, and choice.py measures on the device itself.
+measured, and choice.py measures on the device itself. Before compute capability 8.0 Triton's compiler multiplies
+without tensor cores, for which these tiles are too large; there only the buffer takes many rows.
 """
 
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from lorasmith.ops import choice
 from lorasmith.ops.blockwise_linear import matrix, reference, vector
 from lorasmith.ops.blockwise_linear.packed import PackedWeight, Update, packed_weight
-from lorasmith.ops.gpu import FLOATS, serve
+from lorasmith.ops.gpu import FLOATS, serve, tensor_cores
 
 FEW_ROWS = 32
 """Up to so many the dense W is far more traffic than the codes, and there is nothing to measure."""
@@ -67,7 +68,10 @@ def chosen(direction: str, values: Tensor, weight: PackedWeight, ways: dict[str,
     sizes = f"{choice.size_class(rows)}x{weight.out_features}x{weight.in_features}"
     storage = f"blocks of {weight.blocksize}{' nested' if weight.nested_blocksize else ''}"
     kind = f"blockwise linear {direction} {sizes} {values.dtype} {storage}" if rows <= MEASURED_ROWS else None
-    return choice.take(ways, "fused" if rows <= FUSED_ROWS else "buffer", kind, values.device)
+    if not tensor_cores(values.device):
+        ways = {name: way for name, way in ways.items() if name != "fused"}
+    rule = "fused" if rows <= FUSED_ROWS and "fused" in ways else "buffer"
+    return choice.take(ways, rule, kind, values.device)
 
 
 serve("blockwise_linear", blockwise_linear)
