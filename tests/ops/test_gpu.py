@@ -107,3 +107,25 @@ def test_a_gpu_that_is_too_old_for_the_kernels_is_refused_by_name(monkeypatch):
     there = SimpleNamespace(is_cuda=True, device=torch.device("cuda:77"))
     with pytest.raises(DeviceError, match=r"Tesla P40 has compute capability 6.1.* need 7.5; .*=reference"):
         gpu.current(there)
+
+
+def test_tiles_are_timed_without_memory_of_their_own_and_not_at_all_while_a_graph_is_captured(monkeypatch):
+    triton = pytest.importorskip("triton")
+
+    def kernel():
+        """Stands for a kernel."""
+
+    kernel.arg_names = ["n"]
+    for name in ("LORASMITH_CHOICES", "TRITON_INTERPRET"):
+        monkeypatch.delenv(name, raising=False)
+    configs = [triton.Config({"TILE": tile}) for tile in (1, 2)]
+    tuner = gpu.tuned(configs, key=["n"])(kernel)
+    tuner.nargs, times = {}, iter([3.0, 1.0])
+    monkeypatch.setattr(gpu.choice, "seconds", lambda call: next(times))
+    assert tuner.prune_configs({}) == configs
+    assert tuner.do_bench(None, quantiles=(0.5, 0.2, 0.8)) == [3.0] * 3
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert tuner.prune_configs({}) == configs[:1]
+    assert tuner.do_bench(None, quantiles=(0.5, 0.2, 0.8)) == [0.0] * 3
+    assert next(times) == 1.0

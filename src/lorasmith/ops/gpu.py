@@ -139,8 +139,22 @@ def tuned(configs: Sequence[Any], key: Sequence[str]) -> Callable:
     """triton.autotune over configs by the values of key, its choice kept on disk by triton.
 
     Kernels must only write, since the one that is timed runs often. The interpreter takes the first of configs, and so
-    does LORASMITH_CHOICES=fixed, as it stands when the kernels are imported.
+    does LORASMITH_CHOICES=fixed, as it stands when the kernels are imported, and a graph that is being captured.
     """
     if interpreted() or choice.asked() == choice.FIXED:
         return triton.autotune(configs=list(configs[:1]), key=list(key))
-    return triton.autotune(configs=list(configs), key=list(key), cache_results=True)
+    pruned = {"early_config_prune": _to_be_timed}
+    return triton.autotune(list(configs), list(key), prune_configs_by=pruned, do_bench=_timed, cache_results=True)
+
+
+def _to_be_timed(configs: list[Any], arguments: Any, **options: Any) -> list[Any]:
+    return configs[:1] if _captured() else configs
+
+
+def _timed(call: Callable[[], Any], quantiles: Sequence[float]) -> list[float]:
+    """In place of triton's benchmark, which takes 256 MB for it: a training step may have none to spare."""
+    return [0.0 if _captured() else choice.seconds(call)] * len(quantiles)
+
+
+def _captured() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
