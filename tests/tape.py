@@ -29,16 +29,20 @@ class _Recording(TorchDispatchMode):
         kwargs = kwargs or {}
         if _waits(func, args):
             raise NotRecordable(f"its steps wait for {func}")
-        places = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        places = {_place(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         output = func(*args, **kwargs)
         # views and what was written in place lie where they lay
         made = [
             (number, leaf)
             for number, leaf in enumerate(tree_leaves(output))
-            if isinstance(leaf, Tensor) and leaf.untyped_storage().data_ptr() not in places
+            if isinstance(leaf, Tensor) and _place(leaf) not in places
         ]
         self.calls.append((func, args, kwargs, made))
         return output
+
+
+def _place(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else id(tensor)
 
 
 def _waits(func: Any, args: Any) -> bool:

@@ -15,8 +15,13 @@ from measuring import place, tell
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
-# attention's and the streams' own tests, where this version has them, beside all operations
-ON_DEVICE = ("tests/ops", "tests/models/test_segment_attention.py", "tests/models/test_offloaded_inputs.py")
+# attention's, the streams' and the graphs' own tests, where this version has them, beside all operations
+ON_DEVICE = (
+    "tests/ops",
+    "tests/models/test_segment_attention.py",
+    "tests/models/test_offloaded_inputs.py",
+    "tests/decoding/test_on_gpu.py",
+)
 # kernels are made as they run here, and need no compiling for a GPU that is absent
 COMPILES = "tests/ops/test_gpu.py::test_every_kernel_compiles_to_machine_code_of_an_h200"
 SMOKE = ("tests/ops/test_gpu.py", "-k", "names_the_way_out")

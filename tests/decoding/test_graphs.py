@@ -12,8 +12,12 @@ from lorasmith.attach import adapters_of, attach
 from lorasmith.decoding import decoding_graphs
 from lorasmith.decoding.step import RecordedStep
 from lorasmith.errors import DeviceError, ModelError
+from lorasmith.methods.ia3 import IA3Config
+from lorasmith.methods.loha import LoHaConfig
 from lorasmith.methods.lora import LoraConfig
+from lorasmith.methods.oft import OFTConfig
 from lorasmith.methods.prompt_tuning import PromptTuningConfig
+from lorasmith.methods.shira import ShiraConfig
 from lorasmith.quantized import Scheme
 from tape import Tape
 from tiny import IDS, bert, gpt2, llama, mixtral, quantized, shake, t5
@@ -361,6 +365,25 @@ def test_other_architectures(make):
     model, tape = shake(make(), 0.3).eval(), Tape()
     expected = generated(model)
     with decoding_graphs(model, tape):
+        assert_alike(generated(model), expected)
+    assert tape.recorded == 1
+
+
+METHODS = {
+    "oft": lambda: OFTConfig(oft_block_size=8, target_modules=["q_proj", "down_proj"]),
+    "loha": lambda: LoHaConfig(r=4, target_modules=["q_proj", "down_proj"]),
+    "ia3": lambda: IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    "shira": lambda: ShiraConfig(r=4, target_modules=["q_proj", "down_proj"]),
+    "two experts' lora": lambda: lora(target_parameters=["mlp.experts.gate_up_proj"]),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_other_methods(name):
+    model = adapted(mixtral(initializer_range=0.3) if "experts" in name else lively(), METHODS[name]())
+    expected, tape = generated(model), Tape()
+    with decoding_graphs(model, tape):
+        assert_alike(generated(model), expected)
         assert_alike(generated(model), expected)
     assert tape.recorded == 1
 

@@ -19,6 +19,12 @@ class Cuda:
         self.log, self.mode, self.modes, self.pools = [], 0, [], 0
         self.fails = False
         self.current = self.stream_named("main")
+        restored = lambda state: self.log.append(f"the generator is {state} again")  # noqa: E731
+        generator = SimpleNamespace(clone_state=lambda: "as it was", graphsafe_set_state=restored)
+        self.default_generators = (None, generator)
+
+    def current_device(self):
+        return 1
 
     def stream_named(self, name):
         stream = SimpleNamespace(name=name)
@@ -76,7 +82,7 @@ def cuda(monkeypatch):
     made = Cuda()
     names = (
         "graph_pool_handle", "Stream", "CUDAGraph", "current_stream", "device", "stream", "graph",
-        "get_sync_debug_mode", "set_sync_debug_mode",
+        "get_sync_debug_mode", "set_sync_debug_mode", "default_generators", "current_device",
     )  # fmt: skip
     for name in names:
         monkeypatch.setattr(torch.cuda, name, getattr(made, name))
@@ -137,11 +143,12 @@ def test_a_step_that_waits_for_the_gpu_is_not_captured(cuda):
     assert cuda.mode == 0
 
 
-def test_after_a_failed_capture_the_stream_is_right_and_nothing_is_captured_any_more(cuda):
+def test_after_a_failed_capture_stream_and_generator_are_as_before_and_no_other_follows(cuda):
     graphs, cuda.fails = CudaGraphs(torch.device("cuda")), True
     with pytest.raises(NotRecordable, match=r"a capture failed .*not permitted when stream is capturing"):
         graphs.record(*steps(cuda))
     assert cuda.current.name == "main"
+    assert cuda.log[-1] == "the generator is as it was again"
     cuda.log, cuda.fails = [], False
     with pytest.raises(NotRecordable, match="a capture failed"):
         graphs.record(*steps(cuda))
@@ -167,3 +174,10 @@ def test_what_was_read_and_not_made_is_held(inference):
             made.mul_(3)
     places = {tensor.untyped_storage().data_ptr() for tensor in reads.held}
     assert places == {tensor.untyped_storage().data_ptr() for tensor in (read, written, made_before)}
+
+
+def test_sparse_tensors_are_held_too():
+    sparse, dense = torch.eye(3).to_sparse(), torch.ones(3, 2)
+    with torch.no_grad(), ReadTensors() as reads:
+        sparse @ dense
+    assert any(tensor is sparse for tensor in reads.held)

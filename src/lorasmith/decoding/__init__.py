@@ -1,6 +1,6 @@
 """Generating faster: decode steps that are recorded once and replayed without Python."""
 
 from lorasmith.decoding.graphs import decoding_graphs, require_cuda
-from lorasmith.decoding.recorder import NotRecordable, Recorder
+from lorasmith.decoding.recorder import CudaGraphs, NotRecordable, Recorder
 
-__all__ = ["NotRecordable", "Recorder", "decoding_graphs", "require_cuda"]
+__all__ = ["CudaGraphs", "NotRecordable", "Recorder", "decoding_graphs", "require_cuda"]

@@ -71,11 +71,17 @@ class CudaGraphs:
             raise NotRecordable(self._broken)
         with torch.cuda.device(self.device):
             self._warm_up(step, again)
+            generator = torch.cuda.default_generators[torch.cuda.current_device()]
+            drawing = generator.clone_state()
             try:
                 replay = self._captured(step)
-            except RuntimeError as error:
+            except BaseException as error:
+                # PyTorch leaves it capturing, and whoever draws numbers next would get an error
+                generator.graphsafe_set_state(drawing)
                 self._broken = f"a capture failed ({reason(error)})"
-                raise NotRecordable(self._broken) from error
+                if isinstance(error, RuntimeError):
+                    raise NotRecordable(self._broken) from error
+                raise
         self._alive.add(replay)
         return replay
 
@@ -132,7 +138,7 @@ class ReadTensors(TorchDispatchMode):
             if _storage(tensor) not in self._made:
                 self._read.setdefault(_storage(tensor), tensor)
         output = func(*args, **(kwargs or {}))
-        self._made |= {_storage(tensor) for tensor in _tensors(output)} - self._read.keys()
+        self._made |= {_storage(tensor) for tensor in _tensors(output) if _strided(tensor)} - self._read.keys()
         return output
 
 
@@ -140,8 +146,13 @@ def _tensors(values: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
+def _strided(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided
+
+
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    # sparse ones have several, which live as long as they do
+    return tensor.untyped_storage()._cdata if _strided(tensor) else id(tensor)
 
 
 @contextmanager
