@@ -192,14 +192,14 @@ class OnGpu:
 )
 def test_the_choice_follows_device_type_and_width(monkeypatch, capability, dtype, width, values, dropout, wanted):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(segment_attention.gpu, "devices", lambda: ("cuda",))
+    monkeypatch.setattr(segment_attention.gpu, "launches", lambda: True)
     assert way(OnGpu(dtype, width), OnGpu(dtype, values), dropout) == wanted
 
 
 def test_a_cpu_and_a_gpu_without_a_compiler_attend_segment_by_segment(monkeypatch):
     assert way(torch.ones(1, 4, 9, 8), torch.ones(1, 4, 9, 8), 0.0) == "segments"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(segment_attention.gpu, "devices", lambda: ())
+    monkeypatch.setattr(segment_attention.gpu, "launches", lambda: False)
     assert way(OnGpu(torch.float32, 64), OnGpu(torch.float32, 64), 0.0) == "segments"
 
 

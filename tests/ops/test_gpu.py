@@ -79,9 +79,9 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "which", lambda name: name)
     monkeypatch.setattr(sysconfig, "get_path", lambda *asked: str(tmp_path))
     monkeypatch.setattr(sys, "platform", "linux")
-    gpu.obstacle.cache_clear()
+    gpu.missing_tools.cache_clear()
     yield lambda what: losses[what]()
-    gpu.obstacle.cache_clear()
+    gpu.missing_tools.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -97,6 +97,8 @@ def test_a_gpu_that_triton_cannot_launch_on_is_left_to_the_reference_and_told(ma
     machine(lost)
     assert gpu.devices() == (() if said else ("cuda",))
     assert said in gpu.absence()
+    # others' kernels run on AMD's GPUs
+    assert gpu.launches() == (lost in ("nothing", "NVIDIA"))
     monkeypatch.setenv("LORASMITH_KERNELS", "triton")
     assert gpu.devices() == ("cuda",)
 

@@ -45,7 +45,7 @@ def way(query: Tensor, value: Tensor, dropout: float) -> Way:
         return "segments"
     if _is_flash(query, value):
         return "varlen"
-    return "flex" if "cuda" in gpu.devices() and _flex_works() else "segments"
+    return "flex" if gpu.launches() and _flex_works() else "segments"
 
 
 def _is_flash(query: Tensor, value: Tensor) -> bool:

@@ -60,14 +60,22 @@ def devices() -> tuple[Device, ...]:
     return ("cuda",) if served else ()
 
 
-@cache
-def obstacle() -> str:
-    """What keeps Triton from this machine's GPUs, of what can be seen without waking them; empty for nothing.
+def launches() -> bool:
+    """Whether Triton can launch kernels, PyTorch's own among them, on the GPUs of this process."""
+    wanted = triton is not None and chosen_kernels() != "reference" and not interpreted()
+    return wanted and torch.cuda.is_available() and not missing_tools()
 
-    Triton compiles a launcher in C for every kernel, against Python's headers.
-    """
+
+def obstacle() -> str:
+    """What keeps our kernels from this machine's GPUs, of what can be seen without waking them; empty for nothing."""
     if torch.version.hip:
         return "the kernels are made for NVIDIA's GPUs and untried on AMD's; LORASMITH_KERNELS=triton tries them"
+    return missing_tools()
+
+
+@cache
+def missing_tools() -> str:
+    """What Triton lacks to compile a launcher in C for every kernel, against Python's headers; empty for nothing."""
     if sys.platform != "linux" or interpreted():
         return ""
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
