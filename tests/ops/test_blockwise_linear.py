@@ -128,15 +128,15 @@ def test_tritons_products_are_those_of_the_dense_layer(rows, shape, blocksize, n
     torch.testing.assert_close(grad_x.float(), grad.float() @ weight, atol=close, rtol=2**-8)
 
 
-def test_a_gpu_without_tensor_cores_for_triton_takes_many_rows_through_the_buffer(monkeypatch):
+def test_many_rows_and_gpus_without_tensor_cores_for_triton_take_the_buffer(monkeypatch):
     pytest.importorskip("triton", reason="triton is not installed")
     module = import_module("lorasmith.ops.blockwise_linear.triton")
     monkeypatch.setenv("LORASMITH_CHOICES", "fused")
     packed = module.packed_weight(parts_of((40, 64), 64, False, torch.Generator().manual_seed(0))[0])
     ways = {name: lambda name=name: name for name in ("fused", "buffer")}
-    for has, expected in ((True, "fused"), (False, "buffer")):
+    for has, rows, expected in ((True, 1024, "fused"), (True, 1025, "buffer"), (False, 40, "buffer")):
         monkeypatch.setattr(module, "tensor_cores", lambda device, has=has: has)
-        assert module.chosen("forward", torch.ones(40, 64), packed, ways) == expected
+        assert module.chosen("forward", torch.ones(rows, 64), packed, ways) == expected
 
 
 @pytest.mark.parametrize("rows", [1, 5])

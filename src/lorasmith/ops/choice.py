@@ -35,15 +35,16 @@ HEAD_START = 2_000_000
 def take(ways: Mapping[str, Way], rule: str, kind: str | None, device: torch.device) -> Tensor:
     """The result of one of ways, by its name: the fastest for calls of this kind, or the rule's.
 
-    ways give the same but for rounding. The rule holds for kind None, for other devices than CUDA's, and, where nothing
-    is known yet, while a graph is captured. Raises DeviceError where LORASMITH_CHOICES names no way.
+    ways give the same but for rounding. The rule holds for kind None, for a way that is alone, for other devices than
+    CUDA's, and, where nothing is known yet, while a graph is captured. Raises DeviceError where LORASMITH_CHOICES names
+    no way.
     """
     wanted = asked()
     if wanted not in (MEASURED, FIXED, *NAMES, *ways):
         raise DeviceError(f"LORASMITH_CHOICES={wanted} is not known; set it to one of {(MEASURED, FIXED, *NAMES)}")
     if wanted in ways:
         return ways[wanted]()
-    if wanted != MEASURED or kind is None or device.type != "cuda":
+    if wanted != MEASURED or kind is None or device.type != "cuda" or len(ways) == 1:
         return ways[rule]()
     choices = choices_of(device)
     if torch.cuda.is_current_stream_capturing():

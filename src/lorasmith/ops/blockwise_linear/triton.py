@@ -22,6 +22,9 @@ FEW_ROWS = 32
 FUSED_ROWS = 256
 """Up to so many the fused way is taken where nothing was measured."""
 
+MOST_FUSED_ROWS = 1024
+"""Beyond so many decoding W anew for every tile of rows is reckoned to take longer than writing and reading it once."""
+
 MEASURED_ROWS = 4096
 """Beyond so many the dense W is a few percent of the product, and a copy of x larger than it: no way but the buffer."""
 
@@ -68,7 +71,7 @@ def chosen(direction: str, values: Tensor, weight: PackedWeight, ways: dict[str,
     sizes = f"{choice.size_class(rows)}x{weight.out_features}x{weight.in_features}"
     storage = f"blocks of {weight.blocksize}{' nested' if weight.nested_blocksize else ''}"
     kind = f"blockwise linear {direction} {sizes} {values.dtype} {storage}" if rows <= MEASURED_ROWS else None
-    if not tensor_cores(values.device):
+    if rows > MOST_FUSED_ROWS or not tensor_cores(values.device):
         ways = {name: way for name, way in ways.items() if name != "fused"}
     rule = "fused" if rows <= FUSED_ROWS and "fused" in ways else "buffer"
     return choice.take(ways, rule, kind, values.device)
