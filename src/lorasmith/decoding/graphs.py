@@ -6,10 +6,9 @@ copied into its buffers, the cache lies in memory that stays (cache_buffers.py),
 they always did, sampling stays outside. What cannot be recorded decodes as before, after one warning that says why.
 """
 
-import copy
 import logging
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import wraps
@@ -19,21 +18,18 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationMode
 
 from lorasmith.attach import adapters_of
 from lorasmith.attach.site_holder import SiteHolder
-from lorasmith.decoding import cache_buffers, standing
+from lorasmith.decoding import cache_buffers, call, standing
 from lorasmith.decoding.cache_buffers import CacheBuffers, Layout
 from lorasmith.decoding.recorder import CudaGraphs, NotRecordable, Recorder
 from lorasmith.decoding.standing import Weights
 from lorasmith.decoding.step import Inputs, RecordedStep
 from lorasmith.errors import DeviceError, ModelError
-from lorasmith.models.quiet import quiet_transformers
 
 logger = logging.getLogger(__name__)
 
-_MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE)
 # a long cache is as large as its steps are few; adapters take turns
 _MOST_CACHES, _MOST_ACTING = 2, 8
 _HELD = "decoding_graphs"
@@ -130,7 +126,7 @@ class _DecodingGraphs:
         before = self._idle, self._generating
         try:
             self._check_call(args, kwargs)
-            self._idle, self._generating, kwargs = False, True, self._settled(kwargs)
+            self._idle, self._generating, kwargs = False, True, call.settled(kwargs)
         except NotRecordable as obstacle:
             self._tell(str(obstacle))
             self._idle = True
@@ -139,36 +135,13 @@ class _DecodingGraphs:
         finally:
             self._idle, self._generating = before
 
-    def _settled(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of generate, with a static cache and without transformers' own compiling."""
-        changes: dict[str, Any] = {"disable_compile": True}
-        if kwargs.get("past_key_values") is None:
-            changes["cache_implementation"] = "static"
-        if kwargs.get("generation_config") is None:
-            return kwargs | changes
-        config = copy.deepcopy(kwargs["generation_config"])
-        config.update(**changes)
-        return kwargs | {"generation_config": config}
-
-    def _check_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def _check_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._off is not None:
             raise NotRecordable(self._off)
         self._look()
         if self._obstacle is not None:
             raise NotRecordable(self._obstacle)
-        if self.model.config.is_encoder_decoder or not self.model._can_compile_fullgraph:
-            raise NotRecordable(f"{type(self.model).__name__} has no static cache that its steps could keep to")
-        if len(args) > 1 or kwargs.get("custom_generate") is not None:
-            raise NotRecordable("generate was given settings by position, or a way of its own")
-        asked = copy.deepcopy(kwargs.get("generation_config") or self.model.generation_config)
-        # generate says what is wrong with its settings itself
-        with quiet_transformers():
-            asked.update(**{name: value for name, value in kwargs.items() if name != "generation_config"})
-        mode = asked.get_generation_mode(kwargs.get("assistant_model"))
-        if mode not in _MODES:
-            raise NotRecordable(f"{mode.value} takes steps of changing lengths")
-        if asked.use_cache is False or asked.cache_implementation not in (None, "static", "hybrid"):
-            raise NotRecordable("generate was told which cache to use, or none")
+        call.check(self.model, args, kwargs)
 
     def _forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         cache, ids = kwargs.get("past_key_values"), kwargs.get("input_ids")
