@@ -17,6 +17,6 @@ done
 # shellcheck disable=SC2086
 "$python" -m pip download -q --no-deps --only-binary=:all: --implementation cp \
     --python-version "${PYTHON_VERSION:-3.12}" $platforms -d "$here/wheels" \
-    bitsandbytes peft accelerate psutil pytest-xdist execnet hypothesis sortedcontainers typer rich markdown-it-py mdurl \
+    bitsandbytes peft accelerate lazy_loader psutil pytest-xdist execnet hypothesis sortedcontainers typer rich markdown-it-py mdurl \
     pygments shellingham click annotated-doc "$@"
 ls -l "$here/wheels"

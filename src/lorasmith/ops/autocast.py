@@ -3,11 +3,14 @@
 import torch
 from torch import Tensor
 
+# asked once: torch 2.11 cannot trace the question
+_KINDS = frozenset(kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind))
+
 
 def autocast_type(device: torch.device) -> torch.dtype | None:
     """The dtype that autocast multiplies in on device; None where it is off, or there is none (meta)."""
     kind = device.type
-    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    on = kind in _KINDS and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if on else None
 
 
