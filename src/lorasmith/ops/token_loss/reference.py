@@ -1,22 +1,17 @@
 """Cross-entropy of rows of logits in plain PyTorch: the specification, on every device."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from lorasmith.ops.library import implement_reference
+from lorasmith.ops.token_loss.schema import Asked
 
 
-def token_loss_(
-    logits: Tensor,
-    labels: Tensor,
-    weights: Tensor | None,
-    softcap: float | None,
-    scale: float,
-    label_smoothing: float,
-    z_loss: float,
-    gradient: bool,
-) -> Tensor:
+def token_loss_(logits: Tensor, labels: Tensor, weights: Tensor | None, *given: Any) -> Tensor:
     """Losses [N] and, over logits [N, V], their gradient; see schema.py."""
+    softcap, scale, label_smoothing, z_loss, gradient = Asked(*given)
     labels_N1 = labels[:, None]
     # .to keeps f32 logits as they are, and the shaping then works in place
     z_NV = logits.to(torch.promote_types(logits.dtype, torch.float32)).mul_(scale)

@@ -6,7 +6,7 @@ z = cap(scale * x), cap(u) = softcap * tanh(u / softcap), lse = logsumexp(z), y 
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,16 @@ define(
     "(Tensor(a!) logits, Tensor labels, Tensor? weights, float? softcap, float scale, float label_smoothing,"
     " float z_loss, bool gradient) -> Tensor",
 )
+
+
+class Asked(NamedTuple):
+    """The numbers of the op, as they stand behind the tensors."""
+
+    softcap: float | None
+    scale: float
+    label_smoothing: float
+    z_loss: float
+    gradient: bool
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,7 @@ def token_losses_(
     if logits.requires_grad and torch.is_grad_enabled():
         raise FormatError("logits that require a gradient would be lost; use token_losses")
     _check(logits, labels, weights)
-    asked = (shaping.softcap, shaping.scale, objective.label_smoothing, objective.z_loss, gradient)
+    asked = Asked(shaping.softcap, shaping.scale, objective.label_smoothing, objective.z_loss, gradient)
     return torch.ops.lorasmith.token_loss_.default(logits, labels, weights, *asked)
 
 

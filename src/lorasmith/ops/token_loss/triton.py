@@ -5,6 +5,8 @@ element costs one exponential and the logits go by once (online softmax, arXiv 1
 in the L2 cache where few enough are at work at once: see _shape. reference.py is the specification.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -13,6 +15,7 @@ from torch import Tensor
 from lorasmith.ops.gpu import FLOATS, current, serve
 from lorasmith.ops.tiles import hyperbolic_tangent, rounded
 from lorasmith.ops.token_loss import reference
+from lorasmith.ops.token_loss.schema import Asked
 
 ELEMENTS = 16
 """Logits of a thread in one step."""
@@ -99,31 +102,23 @@ def _token_loss(
             tl.store(row + start + place, rounded(gradient * factor, logits.dtype.element_ty), mask=known)
 
 
-def token_loss_(
-    logits: Tensor,
-    labels: Tensor,
-    weights: Tensor | None,
-    softcap: float | None,
-    scale: float,
-    label_smoothing: float,
-    z_loss: float,
-    gradient: bool,
-) -> Tensor:
+def token_loss_(logits: Tensor, labels: Tensor, weights: Tensor | None, *given: Any) -> Tensor:
     """Losses f32 [N] and, over logits [N, V], their gradient; see schema.py."""
     rows, columns = logits.shape
     if logits.dtype not in FLOATS or logits.numel() == 0 or (columns > 1 and logits.stride(1) != 1):
-        return reference.token_loss_(logits, labels, weights, softcap, scale, label_smoothing, z_loss, gradient)
+        return reference.token_loss_(logits, labels, weights, *given)
+    asked = Asked(*given)
     losses_N = torch.empty(rows, dtype=torch.float32, device=logits.device)
     factors_N = None if weights is None else weights.float().contiguous()
     vectors, vector, warps = _shape(columns, logits.element_size())
     with current(logits):
         _token_loss[(rows,)](
             *(logits, labels.contiguous(), factors_N, losses_N, logits.stride(0)),
-            *(float(scale), float(softcap or 1.0), float(label_smoothing), float(z_loss)),
+            *(float(asked.scale), float(asked.softcap or 1.0), float(asked.label_smoothing), float(asked.z_loss)),
             COLUMNS=columns,
-            CAPPED=softcap is not None,
-            SMOOTHED=label_smoothing != 0,
-            GRADIENT=gradient,
+            CAPPED=asked.softcap is not None,
+            SMOOTHED=asked.label_smoothing != 0,
+            GRADIENT=asked.gradient,
             VECTORS=vectors,
             VECTOR=vector,
             num_warps=warps,
