@@ -48,6 +48,14 @@ def test_a_kernel_takes_its_first_tile_where_nothing_is_to_be_measured(interpret
     assert [config.kwargs["TILE"] for config in kernel.configs] == [1, 2][:left]
 
 
+@pytest.mark.slow
+def test_every_op_passes_empty_batches_and_broadcast_gradients_through_the_dispatcher():
+    pytest.importorskip("triton")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    done = run("gpu_edges.py", LORASMITH_KERNELS="triton", TRITON_INTERPRET="1" if device == "cpu" else "0")
+    assert done.stdout.strip() == f"served by {device}", done.stderr
+
+
 def test_triton_serves_the_cpu_only_where_both_variables_ask_for_it():
     code = "from lorasmith.ops import gpu; import torch; print(gpu.devices() or torch.cuda.is_available())"
     without = run("-c", code, LORASMITH_KERNELS="", TRITON_INTERPRET="1")
