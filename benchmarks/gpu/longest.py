@@ -1,4 +1,4 @@
-"""The longest sequence that trains on 24 GB: 8B shape, rank 32 on all linear layers, one row, checkpointing.
+"""The longest sequence that trains on 24 GB: 8B shape, rank 32 on all linear layers, 8-bit Adam, checkpointing.
 
 PyTorch may reserve 24e9 bytes (set_per_process_memory_fraction); a card sold as 24 GB has 25.8e9, so that 1.8e9 are
 left to the driver. The memory plan, a line through two lengths, says what to try; tries then close in. Unsloth's
@@ -22,8 +22,8 @@ BETWEEN = (8192, 16384)
 # what a way needs to be worth beginning
 SECONDS = 20.0
 WAYS: dict[str, dict[str, Any]] = {
-    "inputs of layers in host memory": {"offload_checkpoints": True},
-    "all on the device": {},
+    "inputs of layers in host memory": {"offload_checkpoints": True, "optimizer": "adamw8bit"},
+    "all on the device": {"optimizer": "adamw8bit"},
 }
 
 

@@ -10,6 +10,7 @@ from measuring import Place, forget, peak, place, tell, told
 from random_llama import TINY, shallower
 from training_runs import MadeUp, Missing, settings_of, take_steps
 
+from lorasmith.models.fused_block import fused_blocks
 from lorasmith.planning import MemoryPlan, PlanSettings, plan
 from lorasmith.training import optimizers as package
 from lorasmith.training.precision import autocast_dtype
@@ -77,7 +78,8 @@ def predicted(model: Any, rows: int, length: int, where: Place, settings: dict[s
     if "optimizer" in known:
         wanted["optimizer"] = package.optimizer_memory(settings_of(**settings), where.device)
     base = model.get_base_model()
-    return plan(base, PlanSettings(rows, length, **{key: value for key, value in wanted.items() if key in known}))
+    with fused_blocks(base, where.device):
+        return plan(base, PlanSettings(rows, length, **{key: value for key, value in wanted.items() if key in known}))
 
 
 def compare(one: Configuration, where: Place) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from lorasmith.attach import attach
 from lorasmith.errors import PlanError
 from lorasmith.methods.full import FullConfig
 from lorasmith.methods.lora import LoraConfig
+from lorasmith.models.fused_block import fused_blocks
+from lorasmith.ops.library import NATIVE_KERNELS
 from lorasmith.planning import MemoryPlan, OptimizerMemory, PlanSettings, peak_resident_bytes, plan, resident_bytes
 from lorasmith.planning.step_trace import trace_step
 from lorasmith.quantized import QuantizedWeight
@@ -166,6 +168,21 @@ def test_a_classifier_is_planned_whole():
 def test_a_device_without_kernels_of_ours_needs_more_for_its_logits():
     model = adapted(llama())
     assert parts(model, device="cuda")["logits and loss"] > parts(model)["logits and loss"]
+
+
+def test_the_kernels_and_types_of_the_device_that_is_planned_for_decide(monkeypatch):
+    model = adapted(llama())
+    settings = PlanSettings(2, 64, autocast=torch.bfloat16, baseline=0, device="cuda")
+
+    def planned(device: str) -> int:
+        for op in ("rms_norm", "gated_activation"):
+            monkeypatch.setitem(NATIVE_KERNELS, op, {device})
+        return plan(model, settings).total
+
+    monkeypatch.setitem(NATIVE_KERNELS, "rms_norm", {"cuda"})
+    with fused_blocks(model, torch.device("cuda")):
+        own, others = planned("cuda"), planned("cpu")
+    assert own < others
 
 
 def test_a_plan_survives_its_file_and_its_lines_sum_to_the_total():

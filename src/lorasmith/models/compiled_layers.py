@@ -19,13 +19,16 @@ from lorasmith.errors import ModelError, reason
 Compile = Literal["auto"] | bool
 """Whether a run compiles: as told, or where that is known to pay."""
 
+# types of devices on which compiling was measured to pay
+_PAYS: frozenset[str] = frozenset()
+
 # a graph each for kinds of layers, training and evaluation, fixed and changing lengths; torch allows 8
 _MOST_GRAPHS = 64
 
 
 def pays(wanted: Compile, device: torch.device) -> bool:
-    """Whether to compile for device. auto is no: a CPU's products gain nothing, and on a GPU it is not measured."""
-    return wanted is True
+    """Whether to compile for device. auto is no on all: a CPU's products gain nothing, a GPU's are unmeasured."""
+    return device.type in _PAYS if wanted == "auto" else wanted
 
 
 def repeated_layers(model: nn.Module) -> list[nn.Module]:

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lorasmith.ops import gpu, native
 from lorasmith.ops.library import NATIVE_KERNELS
+from lorasmith.ops.stand_in import meant
 
 # the types that the kernels of a device read
 _FLOATS = {"cpu": native.FLOATS, "cuda": gpu.FLOATS}
@@ -46,7 +47,8 @@ def suits(op: str, x: Any, *beside: Any) -> bool:
         return False
     if not all(isinstance(given, Tensor) and not is_traceable_wrapper_subclass(given) for given in (x, *beside)):
         return False
-    if x.device.type not in NATIVE_KERNELS[op] or x.dtype not in _FLOATS[x.device.type]:
+    device = meant(x.device)
+    if device not in NATIVE_KERNELS[op] or x.dtype not in _FLOATS[device]:
         return False
     enough = torch.is_grad_enabled() or x.numel() >= _FEWEST
     return enough and all(tensor.device == x.device for tensor in beside)

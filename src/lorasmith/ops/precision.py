@@ -6,6 +6,7 @@ from functools import cache
 import torch
 
 from lorasmith.ops.autocast import autocast_type
+from lorasmith.ops.stand_in import meant
 
 
 @cache
@@ -21,7 +22,7 @@ def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     On a CPU without instructions for 16-bit types PyTorch's products fall to loops of 0.3 to 20 GFLOP/s where f32 does
     80 a core (AVX2, measured), so there 16-bit values are widened to f32 for the product and rounded once after it.
     """
-    if device.type != "cpu":
+    if meant(device) != "cpu":
         return dtype
     narrow = dtype == torch.float16 or (dtype == torch.bfloat16 and not bfloat16_instructions())
     return torch.float32 if narrow else dtype
@@ -29,7 +30,7 @@ def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 def factor_dtype(wide: torch.dtype, device: torch.device) -> torch.dtype:
     """The type of A and B beside products in wide: a CPU's kernels take f32 beside 16-bit values; elsewhere wide."""
-    return torch.promote_types(wide, torch.float32) if device.type == "cpu" else wide
+    return torch.promote_types(wide, torch.float32) if meant(device) == "cpu" else wide
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:

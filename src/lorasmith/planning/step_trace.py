@@ -28,6 +28,7 @@ from lorasmith.errors import PlanError
 from lorasmith.models.activation_checkpointing import checkpoint_activations_
 from lorasmith.models.offloaded_inputs import OffloadedInputs, Wait
 from lorasmith.ops import DenseProduct
+from lorasmith.ops.stand_in import standing_for
 from lorasmith.planning.memory_plan import PlanSettings
 from lorasmith.quantized import QuantizedLinear
 
@@ -230,7 +231,7 @@ def _run(model: PreTrainedModel, settings: PlanSettings, whole: bool) -> StepMem
     known += [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     inputs = _inputs(settings, with_labels=whole)
     autocast = nullcontext() if settings.autocast is None else torch.autocast("cpu", settings.autocast)
-    with _StorageMeter(known) as meter:
+    with standing_for(settings.device), _StorageMeter(known) as meter:
         with autocast:
             output = model(**inputs) if whole else model.base_model(**inputs)
         value: Tensor = output.loss if whole else output.last_hidden_state
