@@ -22,7 +22,12 @@ BETWEEN = (8192, 16384)
 # what a way needs to be worth beginning
 SECONDS = 20.0
 WAYS: dict[str, dict[str, Any]] = {
-    "inputs of layers in host memory": {"offload_checkpoints": True, "optimizer": "adamw8bit"},
+    "inputs of layers in host memory, step in the backward pass": {
+        "offload_checkpoints": True,
+        "optimizer": "adamw8bit",
+        "step_in_backward": True,
+        "clip": None,
+    },
     "all on the device": {"optimizer": "adamw8bit"},
 }
 
