@@ -12,6 +12,7 @@ from lorasmith.attach import adapters_of, attach, merge_in_place
 from lorasmith.methods import SiteMethod, methods
 from lorasmith.methods.lora import LoraConfig
 from lorasmith.models.fused_block import fuse_blocks_
+from lorasmith.ops import native
 from lorasmith.quantized import Scheme
 from tiny import IDS, bert, gpt2, llama, quantized, shake, t5
 
@@ -151,6 +152,7 @@ def test_a_whole_model(shape):
     assert len(gradients) == 2 * len(list(adapters_of(model).adapted())) >= 4
 
 
+@pytest.mark.skipif(native.extension() is None, reason="fused only where there is a kernel")
 def test_fused_blocks_leave_the_fusing_to_the_compiler():
     model = llama(num_hidden_layers=1)
     attach(model, LoraConfig(r=4, target_modules=["q_proj", "gate_proj"]))
