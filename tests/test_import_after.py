@@ -32,6 +32,12 @@ def test_it_is_imported_at_once_where_the_first_is_there(printed):
     assert printed("import first\nimport_after('first', 'then')\nprint('after')") == ["first", "then 1", "after"]
 
 
+def test_several_may_follow(printed, tmp_path):
+    (tmp_path / "third.py").write_text("print('third')")
+    code = "import_after('first', 'then')\nimport_after('first', 'third')\nimport first"
+    assert printed(code) == ["first", "then 1", "third"]
+
+
 def test_a_module_that_is_not_there_stays_not_there(printed):
     code = "import_after('absent', 'then')\ntry: import absent\nexcept ImportError as error: print(error)"
     assert printed(code) == ["No module named 'absent'"]

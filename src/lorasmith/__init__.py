@@ -14,8 +14,9 @@ __version__ = VERSION
 _imported, __dir__, _names = lazy_loader.attach_stub(__name__, __file__)
 __all__ = [name for name in _names if name != "why_absent"]
 
-# from_pretrained then knows our format, whether or not anything else of lorasmith is ever asked for
-import_after("transformers.modeling_utils", "lorasmith.models.quantizer")
+# from_pretrained then knows our format, and a pickled model its attention, if nothing else of lorasmith is asked for
+for _registered in ("quantizer", "packed_attention"):
+    import_after("transformers.modeling_utils", f"lorasmith.models.{_registered}")
 
 
 def __getattr__(name: str) -> object:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -45,10 +46,13 @@ print(len({line.split()[-1] for line in lines if "libgomp" in line or "libomp" i
 
 
 def test_reference_kernels_can_be_asked_for():
-    code = (
-        "from lorasmith import ops; print({s.active + ' ' + s.why for s in ops.kernel_status() if 'made' not in s.why})"
-    )
-    assert run(code, LORASMITH_KERNELS="reference") == "{'reference LORASMITH_KERNELS=reference'}"
+    code = """
+from lorasmith import ops
+print({s.active + ' ' + s.why for s in ops.kernel_status() if 'made' not in s.why}, ops.triton_status(), sep="\\n")
+"""
+    kernels, triton = run(code, LORASMITH_KERNELS="reference", TRITON_INTERPRET="0").splitlines()
+    assert kernels == "{'reference LORASMITH_KERNELS=reference'}"
+    assert triton.endswith(", serves no device: LORASMITH_KERNELS=reference") or find_spec("triton") is None
 
 
 def test_a_level_that_is_not_there_is_refused_by_name(extension, monkeypatch):
@@ -112,7 +116,6 @@ def test_triton_is_named_where_it_serves():
 @pytest.mark.parametrize(
     "environment, why",
     [
-        ({"LORASMITH_KERNELS": "reference", "TRITON_INTERPRET": "0"}, "LORASMITH_KERNELS=reference"),
         ({"LORASMITH_KERNELS": "", "TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": ""}, "there is no CUDA GPU"),
         (
             {"LORASMITH_KERNELS": "", "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},

@@ -13,7 +13,7 @@ from lorasmith.atomic import atomic_path
 from lorasmith.attach.adapters import Adapters, adapters_of
 from lorasmith.attach.class_names import name_classes_, read_class_names, write_class_names
 from lorasmith.attach.content import AdapterContent
-from lorasmith.attach.placing import attach
+from lorasmith.attach.placing import place_adapter
 from lorasmith.attach.saved_embeddings import refuse_foreign_embeddings, resize_embeddings
 from lorasmith.attach.state import SaveEmbeddings, adapter_state, check_keys, load_adapter_state
 from lorasmith.attach.undoing import undone_on_error
@@ -116,7 +116,7 @@ def attach_content(
             book.remove(name)
         refuse_foreign_embeddings(model, content.config, content.state)
         resize_embeddings(model, content.state)
-        attach(model, content.config, name, float32, fresh=False)
+        place_adapter(book, content.config, name, float32, fresh=False)
         load_adapter_state(model, content.state, name, skip_mismatched=skip_mismatched)
         if content.class_names:
             # the adapter acts since it was attached

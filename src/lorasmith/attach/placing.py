@@ -63,32 +63,39 @@ def attach(
     AttachError, and changes nothing, where the config does not fit the model. What was merged in place is unmerged.
     """
     book = adapters_of(model)
-    _check_name(book, adapter_name)
-    config = copy.deepcopy(config)
-    method = method_of(config)
     # which unmerges: a new adapter starts from the base, not from what another one made of it
     with undone_on_error(book):
-        adopt_bitsandbytes_(model)
-        if not book.configs:
-            _refuse_meta_mixture(model)
-            model.requires_grad_(False)
-        _complete_modules_to_save(model, config)
-        # first, so that nothing below takes a tensor of the originals
-        _place_saved_modules(book, config, adapter_name)
-        if isinstance(method, SiteMethod) and method.ties(config):
-            _tie_saved_modules(book, adapter_name)
-        if isinstance(method, SiteMethod):
-            assert isinstance(config, TargetedConfig)
-            _place_sites(book, config, method, adapter_name, float32, fresh)
-        elif isinstance(method, InputMethod):
-            assert isinstance(config, PromptLearningConfig)
-            _place_prompt(book, config, method, adapter_name)
-        elif isinstance(method, SelectiveMethod):
-            assert isinstance(config, TargetedConfig)
-            _place_selection(book, config, method, adapter_name)
-        book.configs[adapter_name] = config
-        book.activate([adapter_name])
+        place_adapter(book, config, adapter_name, float32, fresh=fresh)
     return book
+
+
+def place_adapter(book: Adapters, config: AdapterConfig, name: str, float32: bool, *, fresh: bool) -> None:
+    """What attach does, for a caller that undoes it where it fails; nothing is merged."""
+    _check_name(book, name)
+    config = copy.deepcopy(config)
+    method, model = method_of(config), book.model
+    # those of other adapters may be in place again since the caller began
+    book.base_tensors.place([])
+    adopt_bitsandbytes_(model)
+    if not book.configs:
+        _refuse_meta_mixture(model)
+        model.requires_grad_(False)
+    _complete_modules_to_save(model, config)
+    # first, so that nothing below takes a tensor of the originals
+    _place_saved_modules(book, config, name)
+    if isinstance(method, SiteMethod) and method.ties(config):
+        _tie_saved_modules(book, name)
+    if isinstance(method, SiteMethod):
+        assert isinstance(config, TargetedConfig)
+        _place_sites(book, config, method, name, float32, fresh)
+    elif isinstance(method, InputMethod):
+        assert isinstance(config, PromptLearningConfig)
+        _place_prompt(book, config, method, name)
+    elif isinstance(method, SelectiveMethod):
+        assert isinstance(config, TargetedConfig)
+        _place_selection(book, config, method, name)
+    book.configs[name] = config
+    book.activate([name])
 
 
 def is_taken_by_torch(name: str) -> bool:
