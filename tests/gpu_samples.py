@@ -29,7 +29,8 @@ SAMPLES: dict[str, Callable[[], object]] = {}
 
 def adam_step(dtype: torch.dtype) -> None:
     weight = torch.zeros(300, dtype=dtype)
-    master = None if dtype == torch.float32 else torch.zeros(300)
+    masters = {torch.bfloat16: torch.zeros(300, dtype=torch.int16), torch.float16: torch.zeros(300)}
+    master = masters.get(dtype)
     moment = (torch.zeros(300, dtype=torch.uint8), torch.zeros(2), torch.zeros(256), torch.zeros(255))
     adam8bit.adam8bit_(weight, master, weight.clone(), *moment, *moment, 0.9, 0.999, 1e-8, 1, 1e-3, 0.0)
 

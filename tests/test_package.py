@@ -20,8 +20,9 @@ def test_what_nobody_asks_for_is_not_imported():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_the_ops_need_neither_transformers_nor_a_compiler():
-    code = "import sys, lorasmith.ops; print({'transformers', 'torch._dynamo'} & set(sys.modules))"
+@pytest.mark.parametrize("imported", ["import lorasmith.ops", "from lorasmith import ops"])
+def test_the_ops_need_neither_transformers_nor_a_compiler(imported):
+    code = f"import sys; {imported}; print({{'transformers', 'torch._dynamo'}} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 

@@ -4,6 +4,8 @@ A name is imported when it is first asked for, from the module that __init__.pyi
 does not wait for what it has no use for; transformers and what it brings take seconds.
 """
 
+from importlib.util import find_spec
+
 import lazy_loader
 
 from lorasmith.import_after import import_after
@@ -23,7 +25,8 @@ def __getattr__(name: str) -> object:
     """A name of __init__.pyi; one line for one that PEFT has and lorasmith has not: what it is not, and what to use."""
     if name in __all__:
         return _imported(name)
-    if not name.startswith("_"):
+    # Python asks for a module of the package here, too, before it imports it
+    if not name.startswith("_") and find_spec(f"{__name__}.{name}") is None:
         reason = _imported("why_absent")(name)
         if reason is not None:
             raise ImportError(f"lorasmith has no {name}: {reason} (docs/peft-names.md)")

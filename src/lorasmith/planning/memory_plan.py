@@ -15,21 +15,24 @@ ADAMW_BYTES = 8.0
 
 
 def _adamw_state(parameter: Tensor) -> int:
-    return round(parameter.numel() * (ADAMW_BYTES + (4 if parameter.itemsize < 4 else 0)))
+    # what a bf16 weight leaves of its f32 copy; beside f16 the whole copy
+    copy = 2 if parameter.dtype == torch.bfloat16 else 4 if parameter.itemsize < 4 else 0
+    return round(parameter.numel() * (ADAMW_BYTES + copy))
 
 
 def plain_update(parameter: Tensor) -> int:
-    """Bytes of an update in f32: a number an element, and for a parameter in 16 bits a gradient in f32 too."""
-    return parameter.numel() * (parameter.itemsize if parameter.itemsize >= 4 else 8)
+    """Bytes of an update in f32: a number an element, for one in 16 bits a gradient in f32 too, in bf16 the weight."""
+    each = 12 if parameter.dtype == torch.bfloat16 else 8 if parameter.itemsize < 4 else parameter.itemsize
+    return parameter.numel() * each
 
 
 @dataclass(frozen=True)
 class OptimizerMemory:
     """What an optimizer takes: by default AdamW's in f32.
 
-    state gives the bytes that are kept for a parameter (an f32 copy of one in 16 bits included), update those that its
-    update works with. pages says that the state gives way to everything else; in_backward that each parameter moves
-    as soon as its gradient is there, which is then freed.
+    state gives the bytes that are kept for a parameter, what one in 16 bits needs for its f32 copy included; update
+    those that its update works with. pages says that the state gives way to everything else; in_backward that each
+    parameter moves as soon as its gradient is there, which is then freed.
     """
 
     state: Callable[[Tensor], int] = _adamw_state

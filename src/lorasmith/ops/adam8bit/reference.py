@@ -11,6 +11,7 @@ from torch import Tensor
 from lorasmith.ops.adam8bit.blocks import BLOCKSIZE, from_blocks, to_blocks
 from lorasmith.ops.adam8bit.schema import Constants, parts_of
 from lorasmith.ops.library import implement_reference
+from lorasmith.ops.remainder import REMAINDER, joined, remainder_of
 
 PART, PART_BYTES = 1 << 20, 40
 """Elements at a time, whole blocks, and about the bytes of each that are held on the way."""
@@ -25,7 +26,9 @@ def adam8bit_(weight: Tensor, master: Tensor | None, gradient: Tensor, *argument
         part, blocks = slice(first, first + PART), slice(first // BLOCKSIZE, (first + PART) // BLOCKSIZE)
         mean, square = (from_blocks(m.codes[part], m.scales[blocks], m.levels) for m in (kept_mean, kept_square))
         wide = moved(current(flat[part], kept[part]), g[part].float(), mean, square, c)
-        kept[part], flat[part] = wide, wide.to(weight.dtype)
+        flat[part] = wide.to(weight.dtype)
+        if master is not None:
+            kept[part] = remainder_of(wide, flat[part]) if kept.dtype == REMAINDER else wide
         for moment, values in ((kept_mean, mean), (kept_square, square)):
             moment.codes[part], moment.scales[blocks] = to_blocks(values, moment.edges)
     if not weight.is_contiguous():
@@ -33,7 +36,9 @@ def adam8bit_(weight: Tensor, master: Tensor | None, gradient: Tensor, *argument
 
 
 def current(weight: Tensor, kept: Tensor) -> Tensor:
-    """What is kept in f32, or the weight where that is not its rounding."""
+    """The weight in f32: with its remainder; or as it is kept, and the weight itself where that is not its rounding."""
+    if kept.dtype == REMAINDER:
+        return joined(weight, kept)
     return kept if weight.dtype == kept.dtype else torch.where(kept.to(weight.dtype) == weight, kept, weight.float())
 
 

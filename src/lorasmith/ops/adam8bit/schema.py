@@ -1,7 +1,8 @@
 """Name, arguments and checks of AdamW's step on 8-bit moments. It has no gradient: it is what gradients are for.
 
 weight of n elements in f32, bf16 or f16; gradient of its shape, in any of these; codes uint8 [n] and scales f32
-[ceil(n / 256)] of each moment, row by row as blocks.py says. A weight in 16 bits has its f32 master.
+[ceil(n / 256)] of each moment, row by row as blocks.py says. A weight in 16 bits has a master: f32 [n] beside f16;
+beside bf16 what the weight leaves of it, int16 [n] (ops/remainder.py).
 """
 
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from lorasmith.errors import FormatError
 from lorasmith.ops.adam8bit.blocks import BLOCKSIZE, signed_map, unsigned_map
 from lorasmith.ops.blockwise.schema import check_part
 from lorasmith.ops.library import define, implement_fake
+from lorasmith.ops.remainder import REMAINDER
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _NEEDS = "this weight needs"
@@ -54,8 +56,8 @@ def adam8bit_(
 
     m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2,
     w = (1 - rate x decay) w - rate / (1 - beta1^t) x m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
-    with m and v as they are before they are rounded into their blocks. Where weight is not its master's rounding,
-    somebody has written there since the last step, and what was written counts.
+    with m and v as they are before they are rounded into their blocks. What somebody has written into weight since the
+    last step counts: in f16 where it is not its master's rounding; in bf16 with its remainder, at most half a last bit.
     Raises FormatError where shapes, types or devices do not fit together.
     Source: arXiv 2110.02861, section 2; arXiv 1711.05101, algorithm 2.
     """
@@ -125,7 +127,8 @@ def _check_weight(weight: Tensor, gradient: Tensor, master: Tensor | None) -> No
     if (master is None) != (weight.dtype == torch.float32):
         raise FormatError(f"a weight in {weight.dtype} has {'no' if master is None else 'a'} master; 16 bits need one")
     if master is not None:
-        check_part("master", master, torch.float32, weight.numel(), weight.device, _NEEDS)
+        dtype = REMAINDER if weight.dtype == torch.bfloat16 else torch.float32
+        check_part("master", master, dtype, weight.numel(), weight.device, _NEEDS)
 
 
 implement_fake("adam8bit_", lambda *arguments: None)

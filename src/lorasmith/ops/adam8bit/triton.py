@@ -15,6 +15,7 @@ from lorasmith.ops.adam8bit.blocks import BLOCKSIZE
 from lorasmith.ops.adam8bit.schema import parts_of
 from lorasmith.ops.blockwise.triton import absmax_of, levels_below
 from lorasmith.ops.gpu import EXACT, current, serve
+from lorasmith.ops.remainder import REMAINDER
 from lorasmith.ops.tiles import rounded
 
 BLOCKS, WARPS = 4, 8
@@ -38,6 +39,12 @@ def _write(values, codes, scales, edges, block, place, numel, SIZE: tl.constexpr
     scaled = tl.where(scaled != scaled, 0.0, scaled)
     tl.store(codes + place, levels_below(scaled, edges, 8).to(tl.uint8), mask=place < numel)
     tl.store(scales + block, scale, mask=block * SIZE < numel)
+
+
+@triton.jit
+def _upper(narrow):
+    """The bits of bf16 as the upper half of int32."""
+    return narrow.to(tl.int16, bitcast=True).to(tl.int32) << 16
 
 
 @triton.jit
@@ -74,16 +81,29 @@ def _step(
     square = _read(square_codes, square_scales, square_levels, block, place, numel, SIZE) * beta2 + g * g * rest2
     narrow = tl.load(weight + place, mask=known, other=0.0)
     wide = narrow.to(tl.float32)
-    if MASTER:
+    if MASTER == "whole":
         kept = tl.load(master + place, mask=known, other=0.0)
         wide = tl.where(rounded(kept, weight.dtype.element_ty).to(tl.float32) == wide, kept, wide)
+    if MASTER == "remainder":
+        bits = _upper(narrow) + tl.load(master + place, mask=known, other=0).to(tl.int32)
+        wide = tl.where(wide == 0.0, 0.0, bits.to(tl.float32, bitcast=True))
     denominator = tl.math.sqrt_rn(square) * root + eps
     wide = wide * decay - tl.math.div_rn(mean, denominator) * rate
-    if MASTER:
+    narrow = rounded(wide, weight.dtype.element_ty)
+    tl.store(weight + place, narrow, mask=known)
+    if MASTER == "whole":
         tl.store(master + place, wide, mask=known)
-    tl.store(weight + place, rounded(wide, weight.dtype.element_ty), mask=known)
+    if MASTER == "remainder":
+        left = tl.minimum(wide.to(tl.int32, bitcast=True) - _upper(narrow), 32767)
+        tl.store(master + place, left.to(tl.int16), mask=known)
     _write(mean, mean_codes, mean_scales, mean_edges, block, place, numel, SIZE)
     _write(square, square_codes, square_scales, square_edges, block, place, numel, SIZE)
+
+
+def _kind(master: Tensor | None) -> str:
+    if master is None:
+        return ""
+    return "remainder" if master.dtype == REMAINDER else "whole"
 
 
 def adam8bit_(weight: Tensor, master: Tensor | None, gradient: Tensor, *arguments: Any) -> None:
@@ -98,7 +118,7 @@ def adam8bit_(weight: Tensor, master: Tensor | None, gradient: Tensor, *argument
     with current(weight):
         _step[grid](
             *(weight, master, gradient.contiguous(), *mean, *square, numel, *scalars),
-            **{"MASTER": master is not None, "SIZE": BLOCKSIZE, "BLOCKS": BLOCKS},
+            **{"MASTER": _kind(master), "SIZE": BLOCKSIZE, "BLOCKS": BLOCKS},
             num_warps=WARPS,
             **EXACT,
         )

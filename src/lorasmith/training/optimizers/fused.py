@@ -18,7 +18,7 @@ from lorasmith.training.optimizers.rule import Rule, StepSize
 from lorasmith.training.optimizers.state_format import StateFormat
 
 Kept = dict[str, dict[str, Tensor]]
-# rule, parameter, its f32 master where it has 16 bits, gradient, kept tensors by slot and part; False: not this case
+# rule, parameter, in 16 bits its master or remainder, gradient, kept tensors by slot and part; False: not this case
 FusedStep = Callable[[Rule, Tensor, Tensor | None, Tensor, Kept, StepSize], bool]
 
 

@@ -7,20 +7,23 @@ import torch
 from torch import Tensor, nn
 
 from lorasmith.errors import RunError
+from lorasmith.ops.remainder import REMAINDER, joined, remainder_of
 from lorasmith.training.optimizers.fused import Kept, fused_step
 from lorasmith.training.optimizers.gradients import Gradients, Plain
 from lorasmith.training.optimizers.placement import Placement
 from lorasmith.training.optimizers.rule import Rule, StepSize
 from lorasmith.training.optimizers.state_format import StateFormat
 
-_MASTER, _TAKEN = "master", "steps"
+_MASTER, _REMAINDER, _TAKEN = "master", "remainder", "steps"
 _WIDE = (torch.float32, torch.float64)
 
 
 def fresh(rule: Rule, state_format: StateFormat, parameter: Tensor) -> Kept:
     """What is kept for a parameter from its first step on, by slot and part; it may stand on the meta device."""
     kept = {slot.name: state_format.zeros(slot, parameter) for slot in rule.slots}
-    if parameter.dtype not in _WIDE:
+    if parameter.dtype == torch.bfloat16:
+        kept[_REMAINDER] = {"": torch.zeros(parameter.shape, dtype=REMAINDER, device=parameter.device)}
+    elif parameter.dtype not in _WIDE:
         kept[_MASTER] = {"": parameter.detach().to(torch.float32, memory_format=torch.contiguous_format)}
     return kept
 
@@ -28,8 +31,9 @@ def fresh(rule: Rule, state_format: StateFormat, parameter: Tensor) -> Kept:
 class Optimizer:
     """Moves parameters by a rule, with its slots kept in a format at a place.
 
-    A parameter in 16 bits gets an f32 master copy, kept like a slot but never in a lossy form, since steps are often
-    smaller than its last bit; what is written into the parameter between steps counts. Weight decay falls on tensors
+    A parameter in 16 bits has a master copy in f32, kept like a slot but never in a lossy form, since steps are often
+    smaller than its last bit; in bf16 only what the parameter leaves of it is kept, in 2 bytes (ops/remainder.py). What
+    is written into the parameter between steps counts. Weight decay falls on tensors
     with two axes or more. Slots are made at a parameter's first gradient, from which the rule counts its steps; one
     that never gets a gradient never moves. The rule sees gradients as `gradients` shows them, and a parameter's
     learning rate is multiplied by its speed (1 where speeds has none).
@@ -144,16 +148,23 @@ class Optimizer:
 
     def _update_(self, parameter: nn.Parameter, gradient: Tensor, kept: Kept, size: StepSize) -> None:
         """Move parameter by kept tensors, which lie beside it, and change these."""
-        master = kept[_MASTER][""] if _MASTER in kept else None
-        if self._fused is not None and self._fused(self.rule, parameter, master, gradient, kept, size):
+        master, remainder = (kept[slot][""] if slot in kept else None for slot in (_MASTER, _REMAINDER))
+        copy = master if remainder is None else remainder
+        if self._fused is not None and self._fused(self.rule, parameter, copy, gradient, kept, size):
             return
-        weight = parameter if master is None else _followed(master, parameter)
+        weight: Tensor = parameter
+        if remainder is not None:
+            weight = joined(parameter, remainder)
+        elif master is not None:
+            weight = _followed(master, parameter)
         slots = {slot.name: self.state_format.read(slot, kept[slot.name], parameter.shape) for slot in self.rule.slots}
         self.rule.update_(weight, gradient.to(weight.dtype), slots, size)
         for slot in self.rule.slots:
             self.state_format.write_(slot, kept[slot.name], slots[slot.name])
-        if master is not None:
-            parameter.copy_(master)
+        if weight is not parameter:
+            parameter.copy_(weight)
+        if remainder is not None:
+            remainder.copy_(remainder_of(weight, parameter))
 
 
 def _followed(master: Tensor, parameter: Tensor) -> Tensor:
