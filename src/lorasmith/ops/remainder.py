@@ -11,6 +11,22 @@ REMAINDER = torch.int16
 _MOST = 2**15 - 1
 
 
+def whole(weight: Tensor, master: Tensor) -> Tensor:
+    """weight in 16 bits as f32, with what its master keeps: of bf16 the remainder int16, else the f32 numbers.
+
+    An f32 master is returned itself, after it has taken what somebody has written into weight: where that is not its
+    rounding.
+    """
+    if master.dtype == REMAINDER:
+        return joined(weight, master)
+    return torch.where(master.to(weight.dtype) == weight, master, weight.float(), out=master)
+
+
+def keep_(master: Tensor, wide: Tensor, weight: Tensor) -> None:
+    """Let master keep of wide f32 what weight, its rounding, does not say."""
+    master.copy_(remainder_of(wide, weight) if master.dtype == REMAINDER else wide)
+
+
 def remainder_of(wide: Tensor, narrow: Tensor) -> Tensor:
     """What narrow bf16, the rounding of wide f32, leaves of it: int32 within int16, of their shape."""
     return _upper(narrow).neg_().add_(wide.view(torch.int32)).clamp_(max=_MOST)

@@ -5,13 +5,12 @@ Every product and sum is rounded to f32 on its own, in the order in which it sta
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lorasmith.ops.adam8bit.blocks import BLOCKSIZE, from_blocks, to_blocks
 from lorasmith.ops.adam8bit.schema import Constants, parts_of
 from lorasmith.ops.library import implement_reference
-from lorasmith.ops.remainder import REMAINDER, joined, remainder_of
+from lorasmith.ops.remainder import keep_, whole
 
 PART, PART_BYTES = 1 << 20, 40
 """Elements at a time, whole blocks, and about the bytes of each that are held on the way."""
@@ -21,25 +20,19 @@ def adam8bit_(weight: Tensor, master: Tensor | None, gradient: Tensor, *argument
     """See schema.py."""
     kept_mean, kept_square, c = parts_of(arguments)
     flat, g = weight.reshape(-1), gradient.reshape(-1)
-    kept = flat if master is None else master.view(-1)
+    kept = None if master is None else master.view(-1)
     for first in range(0, flat.numel(), PART):
         part, blocks = slice(first, first + PART), slice(first // BLOCKSIZE, (first + PART) // BLOCKSIZE)
         mean, square = (from_blocks(m.codes[part], m.scales[blocks], m.levels) for m in (kept_mean, kept_square))
-        wide = moved(current(flat[part], kept[part]), g[part].float(), mean, square, c)
+        before = flat[part] if kept is None else whole(flat[part], kept[part])
+        wide = moved(before, g[part].float(), mean, square, c)
         flat[part] = wide.to(weight.dtype)
-        if master is not None:
-            kept[part] = remainder_of(wide, flat[part]) if kept.dtype == REMAINDER else wide
+        if kept is not None:
+            keep_(kept[part], wide, flat[part])
         for moment, values in ((kept_mean, mean), (kept_square, square)):
             moment.codes[part], moment.scales[blocks] = to_blocks(values, moment.edges)
     if not weight.is_contiguous():
         weight.copy_(flat.view_as(weight))
-
-
-def current(weight: Tensor, kept: Tensor) -> Tensor:
-    """The weight in f32: with its remainder; or as it is kept, and the weight itself where that is not its rounding."""
-    if kept.dtype == REMAINDER:
-        return joined(weight, kept)
-    return kept if weight.dtype == kept.dtype else torch.where(kept.to(weight.dtype) == weight, kept, weight.float())
 
 
 def moved(wide: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, c: Constants) -> Tensor:

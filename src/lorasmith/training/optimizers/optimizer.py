@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lorasmith.errors import RunError
-from lorasmith.ops.remainder import REMAINDER, joined, remainder_of
+from lorasmith.ops.remainder import REMAINDER, keep_, whole
 from lorasmith.training.optimizers.fused import Kept, fused_step
 from lorasmith.training.optimizers.gradients import Gradients, Plain
 from lorasmith.training.optimizers.placement import Placement
@@ -148,26 +148,14 @@ class Optimizer:
 
     def _update_(self, parameter: nn.Parameter, gradient: Tensor, kept: Kept, size: StepSize) -> None:
         """Move parameter by kept tensors, which lie beside it, and change these."""
-        master, remainder = (kept[slot][""] if slot in kept else None for slot in (_MASTER, _REMAINDER))
-        copy = master if remainder is None else remainder
-        if self._fused is not None and self._fused(self.rule, parameter, copy, gradient, kept, size):
+        master = next((kept[slot][""] for slot in (_MASTER, _REMAINDER) if slot in kept), None)
+        if self._fused is not None and self._fused(self.rule, parameter, master, gradient, kept, size):
             return
-        weight: Tensor = parameter
-        if remainder is not None:
-            weight = joined(parameter, remainder)
-        elif master is not None:
-            weight = _followed(master, parameter)
+        weight = parameter if master is None else whole(parameter, master)
         slots = {slot.name: self.state_format.read(slot, kept[slot.name], parameter.shape) for slot in self.rule.slots}
         self.rule.update_(weight, gradient.to(weight.dtype), slots, size)
         for slot in self.rule.slots:
             self.state_format.write_(slot, kept[slot.name], slots[slot.name])
-        if weight is not parameter:
+        if master is not None:
             parameter.copy_(weight)
-        if remainder is not None:
-            remainder.copy_(remainder_of(weight, parameter))
-
-
-def _followed(master: Tensor, parameter: Tensor) -> Tensor:
-    """master, changed where somebody has written into parameter since the last step, as AdaLoRA sets ranks to zero."""
-    kept = master.to(parameter.dtype) == parameter
-    return torch.where(kept, master, parameter.float(), out=master)
+            keep_(master, weight, parameter)
