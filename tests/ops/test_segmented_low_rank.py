@@ -28,9 +28,9 @@ def problem(rows, features, dtype, ranks=RANKS):
 
 def hidden(segments, dtype):
     """h [n, R] in order, 0 beyond each row's own rank, as projections leave it."""
-    h_nR = seeded(len(segments.order), segments.rank)
-    for k, rank in enumerate(segments.ranks.diff().tolist()):
-        h_nR[segments.bounds[k] : segments.bounds[k + 1], rank:] = 0
+    h_nR = seeded(len(segments.parts.order), segments.rank)
+    for k, rank in enumerate(segments.parts.ranks.diff().tolist()):
+        h_nR[segments.parts.bounds[k] : segments.parts.bounds[k + 1], rank:] = 0
     return h_nR.to(dtype)
 
 
@@ -39,7 +39,7 @@ def test_the_reference_gives_each_row_the_product_with_its_own_factors():
     h_nR = reference.project(x, a, *segments.parts, segments.rank)
     y = reference_add(seeded(20, 24).double(), h_nR, a, segments)
     adapters = torch.randint(0, 4, (20,), generator=torch.Generator().manual_seed(20)).tolist()
-    firsts = segments.ranks.tolist()
+    firsts = segments.parts.ranks.tolist()
     for row, k in enumerate(adapters):
         own = a[firsts[k] : firsts[k + 1]]
         expected = seeded(20, 24).double()[row] + SCALES[k] * x[row] @ own.T @ own
@@ -77,11 +77,11 @@ def test_on_a_gpu_rows_without_an_adapter_and_what_lies_between_rows_stay_as_the
     _, factors, segments = problem(9, 40, torch.float32)
     spread = torch.full((9, 48), 7.0)
     kernels.add_(spread[:, :40], hidden(segments, torch.float32) + 1, factors, *segments.parts)
-    without = [row for row in range(9) if row not in segments.order.tolist()]
+    without = [row for row in range(9) if row not in segments.parts.order.tolist()]
     assert without
     assert spread[without].eq(7).all()
     assert spread[:, 40:].eq(7).all()
-    assert not spread[segments.order.long(), :40].eq(7).any()
+    assert not spread[segments.parts.order.long(), :40].eq(7).any()
 
 
 def test_on_a_gpu_strided_rows_give_the_same():
@@ -103,7 +103,7 @@ def test_on_a_gpu_an_adapter_that_is_not_finite_spoils_no_rows_of_others():
     h = kernels.project(x, factors, *segments.parts, segments.rank)
     y = torch.zeros_like(x)
     kernels.add_(y, h, factors, *segments.parts)
-    first = segments.order[: segments.bounds[1]].tolist()
+    first = segments.parts.order[: segments.parts.bounds[1]].tolist()
     assert [row for row in range(9) if not y[row].isfinite().all()] == sorted(first)
 
 
@@ -139,9 +139,9 @@ def test_dropout_falls_on_segments_as_on_a_plain_update():
 
 
 def test_few_rows_an_adapter_take_small_tiles_and_many_large_ones():
-    few = Segments.of(torch.arange(32) % 16, [8] * 16, [1.0] * 16)
+    few = Segments.of(torch.arange(32) % 16, [8] * 16, [1.0] * 16).parts
     assert (few.tile_rows, len(few.tiles)) == (16, 16)
-    many = Segments.of(torch.arange(1000) % 4, [8] * 4, [1.0] * 4)
+    many = Segments.of(torch.arange(1000) % 4, [8] * 4, [1.0] * 4).parts
     assert (many.tile_rows, len(many.tiles)) == (64, 16)
 
 

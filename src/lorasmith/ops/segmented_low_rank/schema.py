@@ -27,19 +27,7 @@ FEW_ROWS, MANY_ROWS = 16, 64
 
 
 class Parts(NamedTuple):
-    """What the ops are given of segments."""
-
-    order: Tensor
-    bounds: Tensor
-    ranks: Tensor
-    scales: Tensor
-    tiles: Tensor
-    tile_rows: int
-
-
-@dataclass(frozen=True)
-class Segments:
-    """Which rows belong to which adapter, and where its factors are.
+    """What the ops are given of segments: which rows belong to which adapter, and where its factors are.
 
     order int32 [n] are the numbers of the rows, sorted by adapter; bounds int32 [P + 1] where each adapter's begin in
     order; ranks int32 [P + 1] where its factors begin in the stack; scales f32 [P] multiply h. Tiles int32 [T, 2] cover
@@ -52,8 +40,15 @@ class Segments:
     scales: Tensor
     tiles: Tensor
     tile_rows: int
-    rank: int  # R
-    total_rank: int  # S
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Rows and the factors of their adapters; rank is the largest R, total_rank the sum S."""
+
+    parts: Parts
+    rank: int
+    total_rank: int
 
     @classmethod
     def of(
@@ -81,21 +76,15 @@ class Segments:
         def numbers(values: Sequence[int] | Sequence[tuple[int, int]]) -> Tensor:
             return torch.tensor(values, dtype=torch.int32).to(device)
 
-        return cls(
+        parts = Parts(
             order.to(torch.int32).to(device),
             numbers(bounds),
             numbers([0, *accumulate(ranks)]),
             torch.tensor(scales, dtype=torch.float32).to(device),
             numbers(tiles).view(-1, 2),
             tile_rows,
-            max(ranks, default=0),
-            sum(ranks),
         )
-
-    @property
-    def parts(self) -> Parts:
-        """What the ops are given of it."""
-        return Parts(self.order, self.bounds, self.ranks, self.scales, self.tiles, self.tile_rows)
+        return cls(parts, max(ranks, default=0), sum(ranks))
 
 
 def project(x: Tensor, a: Tensor, segments: Segments) -> Tensor:
