@@ -14,9 +14,9 @@ from lorasmith import ops
 from lorasmith.errors import FormatError
 from lorasmith.formats import dynamic_map, formats
 from lorasmith.ops import scratch
-from lorasmith.ops.blockwise import reference
 from lorasmith.ops.blockwise_linear.packed import Update
 from lorasmith.ops.gpu import tuned
+from stored import stored_weight
 
 NF4 = formats["nf4"].codebook("cpu")
 # the first four fall to the panel on AVX2 with any rows, the others only with more than four
@@ -71,31 +71,14 @@ def test_output_and_gradients_are_those_of_the_dense_layer(dtype, leading):
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_few_rows_straight_from_the_codes_are_the_product(native_kernels, rows, shape, blocksize, nested):
     generator = torch.Generator().manual_seed(0)
-    packed, scales = ops.quantize_blockwise(torch.randn(*shape, generator=generator), NF4, blocksize)
-    parts = (None, None, None, 256)
-    if nested:
-        scales, nested_scales, offset = ops.double_quantize(scales)
-        parts = (nested_scales, offset, dynamic_map(), 256)
-    stored = (packed, scales, NF4, blocksize, shape, *parts)
+    stored, weight = stored_weight(shape, blocksize, nested, generator)
     x, bias = torch.randn(rows, shape[1], generator=generator), torch.randn(shape[0], generator=generator)
-    weight = reference.dequantize_blockwise(*stored, torch.float32)
     y = torch.ops.lorasmith.blockwise_linear.default(x, bias, *stored)
     # f32 sums of up to 1,024 products of about 1 in another order
     expected = F.linear(x.double(), weight.double(), bias.double()).float()
     torch.testing.assert_close(y, expected, atol=5e-5, rtol=1e-5)
     low = torch.ops.lorasmith.blockwise_linear.default(x.bfloat16(), None, *stored)
     torch.testing.assert_close(low.float(), F.linear(x.bfloat16().float(), weight), atol=5e-5, rtol=2**-8)
-
-
-def parts_of(shape, blocksize, nested, generator):
-    """The arguments of the op behind x and bias, and W in f32."""
-    packed, scales = ops.quantize_blockwise(torch.randn(*shape, generator=generator), NF4, blocksize)
-    parts = (None, None, None, 256)
-    if nested:
-        scales, nested_scales, offset = ops.double_quantize(scales)
-        parts = (nested_scales, offset, dynamic_map(), 256)
-    stored = (packed, scales, NF4, blocksize, shape, *parts)
-    return stored, reference.dequantize_blockwise(*stored, torch.float32)
 
 
 # one row, few, more than a tile; columns that are split between programs, that end within a tile, and that fall to the
@@ -114,7 +97,7 @@ TRITON_CASES = [
 def test_tritons_products_are_those_of_the_dense_layer(rows, shape, blocksize, nested, dtype, monkeypatch):
     monkeypatch.setenv("LORASMITH_CHOICES", "fused")
     generator = torch.Generator().manual_seed(rows)
-    stored, weight = parts_of(shape, blocksize, nested, generator)
+    stored, weight = stored_weight(shape, blocksize, nested, generator)
     # every other column of a wider tensor
     x = torch.randn(rows, 2 * shape[1], generator=generator).to(dtype)[:, ::2]
     grad, bias = torch.randn(rows, shape[0], generator=generator).to(dtype), torch.randn(shape[0]).to(dtype)
@@ -132,7 +115,7 @@ def test_many_rows_and_gpus_without_tensor_cores_for_triton_take_the_buffer(monk
     pytest.importorskip("triton", reason="triton is not installed")
     module = import_module("lorasmith.ops.blockwise_linear.triton")
     monkeypatch.setenv("LORASMITH_CHOICES", "fused")
-    packed = module.packed_weight(parts_of((40, 64), 64, False, torch.Generator().manual_seed(0))[0])
+    packed = module.packed_weight(stored_weight((40, 64), 64, False, torch.Generator().manual_seed(0))[0])
     ways = {name: lambda name=name: name for name in ("fused", "buffer")}
     for has, rows, expected in ((True, 1024, "fused"), (True, 1025, "buffer"), (False, 40, "buffer")):
         monkeypatch.setattr(module, "tensor_cores", lambda device, has=has: has)
@@ -142,7 +125,7 @@ def test_many_rows_and_gpus_without_tensor_cores_for_triton_take_the_buffer(monk
 @pytest.mark.parametrize("rows", [1, 5])
 def test_tritons_kernels_write_every_element_of_their_results(rows, monkeypatch):
     kernels = triton_kernels("blockwise_linear")
-    stored, weight = parts_of((40, 512), 64, True, torch.Generator().manual_seed(0))
+    stored, weight = stored_weight((40, 512), 64, True, torch.Generator().manual_seed(0))
     empty = torch.empty
     with monkeypatch.context() as patch:
         # the buffer of split sums too
@@ -164,7 +147,7 @@ def test_every_tile_that_may_be_chosen_gives_the_product_and_the_update(monkeypa
     generator = torch.Generator().manual_seed(0)
     normal = lambda *sizes: torch.randn(*sizes, generator=generator).to(DEVICE)  # noqa: E731
     # outputs and ranks end within a tile, and so do the rows of the second one
-    stored, weight = parts_of((40, 128), 64, True, generator)
+    stored, weight = stored_weight((40, 128), 64, True, generator)
     packed = triton_kernels("blockwise_linear").packed_weight(stored)
     weight, b, a = weight.to(DEVICE), normal(40, 20), normal(20, 128)
     empty = torch.empty
@@ -187,14 +170,14 @@ def test_every_tile_that_may_be_chosen_gives_the_product_and_the_update(monkeypa
 
 def test_tritons_result_is_the_same_bit_for_bit_in_every_call():
     kernels = triton_kernels("blockwise_linear")
-    stored, _ = parts_of((20, 512), 64, False, torch.Generator().manual_seed(0))
+    stored, _ = stored_weight((20, 512), 64, False, torch.Generator().manual_seed(0))
     x = torch.randn(4, 512, generator=torch.Generator().manual_seed(1))
     assert torch.equal(kernels.blockwise_linear(x, None, *stored), kernels.blockwise_linear(x, None, *stored))
 
 
 @pytest.mark.parametrize("x", [torch.empty(0, 64), torch.ones(2, 3, 64, dtype=torch.float64), torch.ones(2, 3, 64)])
 def test_triton_keeps_leading_axes_and_leaves_other_types_to_the_reference(x):
-    stored, weight = parts_of((5, 64), 64, False, torch.Generator().manual_seed(0))
+    stored, weight = stored_weight((5, 64), 64, False, torch.Generator().manual_seed(0))
     y = triton_kernels("blockwise_linear").blockwise_linear(x, None, *stored)
     torch.testing.assert_close(y, F.linear(x, weight.to(x.dtype)))
 

@@ -5,9 +5,9 @@ import torch
 
 from gpu_kernels import triton_kernels
 from lorasmith import ops
-from lorasmith.formats import dynamic_map, formats
+from lorasmith.formats import formats
 from lorasmith.ops.adapted_linear import product
-from lorasmith.ops.blockwise import reference
+from stored import stored_weight
 
 NF4 = formats["nf4"].codebook("cpu")
 WAYS = ("fused", "stacked", "buffer")
@@ -20,17 +20,6 @@ CASES = [
 ]
 # f32 sums in another order; in 16 bits the weight and the result are rounded, and in "buffer" the sum before the update
 CLOSE = {torch.float32: 1e-4, torch.float16: 0.03, torch.bfloat16: 0.2}
-
-
-def stored_weight(shape, blocksize, nested, generator):
-    """The arguments of the ops behind the others, and W in f32."""
-    packed, scales = ops.quantize_blockwise(torch.randn(*shape, generator=generator), NF4, blocksize)
-    parts = (None, None, None, 256)
-    if nested:
-        scales, nested_scales, offset = ops.double_quantize(scales)
-        parts = (nested_scales, offset, dynamic_map(), 256)
-    stored = (packed, scales, NF4, blocksize, shape, *parts)
-    return stored, reference.dequantize_blockwise(*stored, torch.float32)
 
 
 @pytest.mark.parametrize("way", WAYS)
