@@ -45,7 +45,7 @@ class Adapted(SiteHolder):
         sites = self.acting()
         if sites and self.assigned is not None and self.assigned.only is None:
             return self._by_rows(self.assigned, x, *args, **kwargs)
-        part = None if args or kwargs else self.part(x)
+        part = None if args or kwargs else self._part(x, sites)
         if part is not None:
             return adapted_linear(x, part.product, part.bias, part.updates)
         changed = x
@@ -60,7 +60,9 @@ class Adapted(SiteHolder):
         """What forward does with x as one step, which may be joined with other layers' (ops.adapted_linears)."""
         if self.assigned is not None and self.assigned.only is None:
             return None
-        sites = self.acting()
+        return self._part(x, self.acting())
+
+    def _part(self, x: Tensor, sites: list[Site]) -> Part | None:
         product = self._product(x, sites)
         updates = None if product is None else self._updates(sites)
         return None if product is None or updates is None else Part(product, self.bias, updates)

@@ -33,7 +33,6 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 EXACT: dict[str, Any] = {"enable_fp_fusion": False}
 """Launch options for kernels whose results are bit-equal to the reference: no fused multiply-add."""
 
-
 OLDEST = (7, 5)
 """The compute capability that the kernels need at least."""
 
